@@ -1,0 +1,129 @@
+#include "pool.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "cpu.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+namespace tl {
+namespace {
+
+inline void relax() {
+#if defined(__x86_64__) || defined(_M_X64)
+  _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+// How long an idle helper watches for the next parallel part before it sleeps: longer than the gaps within a step.
+constexpr auto kSpin = std::chrono::microseconds(200);
+constexpr int kMostThreads = 128;  // fits the low byte of the published word
+
+}  // namespace
+
+ThreadPool& ThreadPool::shared() {
+  // Never destroyed: worker environments may still be leaving while static destructors run.
+  static ThreadPool* pool = new ThreadPool();
+  return *pool;
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    std::lock_guard<std::mutex> lock(sleepMutex_);
+    stop_.store(true);
+  }
+  wake_.notify_all();
+  for (std::thread& helper : helpers_) helper.join();
+}
+
+bool ThreadPool::grow(int threads) {
+  try {
+    while (int(scratch_.size()) < threads) {
+      Buffer block(kScratchBytes, Owner::scratch);
+      if (!block) return false;
+      scratch_.push_back(std::move(block));
+    }
+    while (int(helpers_.size()) < threads - 1) {
+      const int thread = int(helpers_.size()) + 1;
+helpers_.emplace_back([this, thread, seen = published_.load()] { help(thread, seen); });
+    }
+  } catch (const std::exception&) {  // bad_alloc, or the system has no thread left
+    return int(scratch_.size()) >= 1;
+  }
+  return true;
+}
+
+ThreadPool::Turn::Turn(ThreadPool& pool, int threads) : pool_(pool) {
+  std::unique_lock<std::mutex> lock(pool.turnMutex_);
+  const uint64_t mine = pool.ticket_++;
+  pool.turnChanged_.wait(lock, [&] { return pool.serving_ == mine; });
+  ok_ = pool.grow(std::clamp(threads, 1, kMostThreads));
+  if (!ok_) return;
+  pool.threads_ = std::clamp(threads, 1, int(pool.helpers_.size()) + 1);
+}
+
+ThreadPool::Turn::~Turn() {
+  {
+    std::lock_guard<std::mutex> lock(pool_.turnMutex_);
+    pool_.serving_++;
+  }
+  pool_.turnChanged_.notify_all();
+}
+
+void ThreadPool::work(int thread) {
+  const Job job = job_;
+  for (;;) {
+    const int64_t begin = next_.fetch_add(job.chunk, std::memory_order_relaxed);
+    if (begin >= job.count) return;
+    job.body(job.context, begin, std::min(begin + job.chunk, job.count), thread);
+  }
+}
+
+void ThreadPool::parallelFor(int64_t count, int64_t chunk, Body body, void* context) {
+  if (count <= 0) return;
+  chunk = std::max<int64_t>(chunk, 1);
+  const int helpers = threads_ - 1;
+  if (helpers == 0 || count <= chunk) {
+    body(context, 0, count, 0);
+    return;
+  }
+  job_ = {body, context, count, chunk};
+  next_.store(0, std::memory_order_relaxed);
+  running_.store(helpers, std::memory_order_relaxed);
+  published_.store(((published_.load(std::memory_order_relaxed) >> 8) + 1) << 8 | uint64_t(helpers), std::memory_order_seq_cst);
+  if (sleepers_.load(std::memory_order_seq_cst) > 0) {
+    std::lock_guard<std::mutex> lock(sleepMutex_);
+    wake_.notify_all();
+  }
+  work(0);
+  for (int turn = 0; running_.load(std::memory_order_acquire) != 0; ++turn) {
+    if (turn < 4096) relax();
+    else std::this_thread::yield();  // the cores are shared with somebody: let the helper run
+  }
+}
+
+void ThreadPool::help(int thread, uint64_t seen) {
+  for (;;) {
+    const auto until = std::chrono::steady_clock::now() + kSpin;
+    for (int turn = 0; published_.load(std::memory_order_acquire) == seen; ++turn) {
+      relax();
+      if ((turn & 255) != 255 || std::chrono::steady_clock::now() < until) continue;
+      std::unique_lock<std::mutex> lock(sleepMutex_);
+      sleepers_.fetch_add(1, std::memory_order_seq_cst);
+      wake_.wait(lock, [&] { return stop_.load() || published_.load(std::memory_order_seq_cst) != seen; });
+      sleepers_.fetch_sub(1, std::memory_order_relaxed);
+      if (stop_.load()) return;
+    }
+    seen = published_.load(std::memory_order_acquire);
+    if (thread > int(seen & 255)) continue;
+    work(thread);
+    running_.fetch_sub(1, std::memory_order_release);
+  }
+}
+
+}  // namespace tl

@@ -1,0 +1,79 @@
+// Threads that share the work of one run. parallelFor splits [0, count) into chunks which the caller and the helpers take
+// from a common counter: who computes a chunk never changes its result. Helpers spin briefly between the parallel parts of
+// a run (a barrier costs about a microsecond) and sleep otherwise. Several runs, from any thread, may use the pool at once:
+// they take turns, first come first served (Turn).
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "memory.h"
+
+namespace tl {
+
+constexpr size_t kScratchBytes = size_t(2) << 20;  // one block a thread, for kernels' tiles
+
+class ThreadPool {
+ public:
+  // One pool a process, made at first use with usableCores() - 1 helpers (more where a run asks for more).
+  static ThreadPool& shared();
+  ~ThreadPool();
+
+  // Holds the pool for one run of `threads` threads (caller included). Fails (false) only for lack of memory.
+  class Turn {
+   public:
+    Turn(ThreadPool& pool, int threads);
+    ~Turn();
+    bool ok() const { return ok_; }
+
+   private:
+    ThreadPool& pool_;
+    bool ok_ = false;
+  };
+
+  // Only within a Turn. body(context, begin, end, thread): chunk [begin, end), thread in 0 … threads - 1.
+  using Body = void (*)(void* context, int64_t begin, int64_t end, int thread);
+  void parallelFor(int64_t count, int64_t chunk, Body body, void* context);
+  template <typename Function> void parallelFor(int64_t count, int64_t chunk, Function&& function) {
+    parallelFor(count, chunk,
+                [](void* context, int64_t begin, int64_t end, int thread) {
+                  (*static_cast<std::remove_reference_t<Function>*>(context))(begin, end, thread);
+                },
+                const_cast<void*>(static_cast<const void*>(&function)));
+  }
+  int threads() const { return threads_; }
+  std::byte* scratch(int thread) const { return scratch_[size_t(thread)].as(); }
+
+ private:
+  ThreadPool() = default;
+  bool grow(int threads);
+  void work(int thread);
+  void help(int thread, uint64_t seen);
+
+  struct alignas(64) Job {
+    Body body = nullptr;
+    void* context = nullptr;
+    int64_t count = 0, chunk = 1;
+  };
+  Job job_;
+  alignas(64) std::atomic<int64_t> next_{0};
+  // Job number << 8 | helpers that take part: published as one word, so that a late helper never joins another's job.
+  alignas(64) std::atomic<uint64_t> published_{0};
+  alignas(64) std::atomic<int> running_{0};  // helpers still inside the current job
+  std::atomic<bool> stop_{false};
+  std::atomic<int> sleepers_{0};
+  std::mutex sleepMutex_;
+  std::condition_variable wake_;
+  std::vector<std::thread> helpers_;
+  std::vector<Buffer> scratch_;
+  int threads_ = 1;
+  std::mutex turnMutex_;
+  std::condition_variable turnChanged_;
+  uint64_t ticket_ = 0, serving_ = 0;
+};
+
+}  // namespace tl

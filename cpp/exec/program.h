@@ -1,0 +1,104 @@
+// Runs a compiled program: a flat list of ops over arena offsets, constants and bindings. Knows kernels and devices, knows
+// no model and no paper.
+//
+// A program arrives as doubles (all integers below 2^53, so nothing is lost), written by lib/graph/compile.ts:
+//   header    magic, version, symbols, constants, bindings, scalars, arenaBytes, instructions, cacheBinding, newTokensSymbol
+//   bindings  per binding: dtype
+//   then per instruction: op, its views, its parameters
+//   view      kind (0 absent, 1 arena, 2 constant, 3 binding), and unless absent: index, offset (3 words), dtype, rank, then
+//             per dim: extent (3 words), stride in elements. A dim or offset is symbol (−1 = none), multiply, add.
+//             offset counts bytes in the arena and elements elsewhere.
+//   parameter kind (0 number, 1 symbol, 2 scalar), value
+// Everything is checked when a program is made; extents are checked again at each run, when symbols are known.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "../cache/kv.h"
+#include "../core/memory.h"
+#include "../kernels/table.h"
+
+namespace tl {
+
+struct Affine {
+  int32_t symbol = -1;
+  int64_t multiply = 0, add = 0;
+};
+
+enum class ViewKind : int32_t { absent = 0, arena, constant, binding };
+
+struct ViewPlan {
+  ViewKind kind = ViewKind::absent;
+  int32_t index = 0;
+  Affine offset;
+  DType dtype = DType::none;
+  int32_t rank = 0;
+  Affine dims[kMaxRank];
+  int64_t strides[kMaxRank] = {};
+};
+
+struct ParameterPlan {
+  enum class Kind : int32_t { number = 0, symbol, scalar } kind = Kind::number;
+  double value = 0;
+  int32_t index = 0;
+};
+
+struct Instruction {
+  Op op;
+  uint32_t firstView, firstParameter;
+};
+
+// A block of memory that views may point into, or a packed weight.
+struct Operand {
+  DType dtype = DType::none;
+  void* data = nullptr;
+  int64_t bytes = 0;
+};
+
+class Program {
+ public:
+  // Decodes and checks `words`. `constants` gives type and size of each constant; their memory must outlive the program.
+  static Status decode(const double* words, size_t count, std::vector<Operand> constants, Program& program);
+
+  int64_t arenaBytes() const { return arenaBytes_; }
+  int32_t symbols() const { return symbols_; }
+  int32_t scalars() const { return scalars_; }
+  const std::vector<DType>& bindings() const { return bindings_; }
+  // Index of the binding that holds the cache (−1 = none), and of the symbol that tells how many tokens the run appends.
+  int32_t cacheBinding() const { return cacheBinding_; }
+  int32_t newTokensSymbol() const { return newTokensSymbol_; }
+
+  struct Run {
+    const KernelTable& table;
+    ThreadPool& pool;
+    const int64_t* symbols;
+    const Operand* bindings;
+    const double* scalars;
+    std::byte* arena;
+    const int32_t* cancel;  // read atomically between ops; null = cannot be cancelled
+  };
+  Status run(const Run& run) const;
+
+ private:
+  Status resolve(const ViewPlan& plan, const Run& run, View& view) const;
+
+  int32_t symbols_ = 0, scalars_ = 0, cacheBinding_ = -1, newTokensSymbol_ = -1;
+  int64_t arenaBytes_ = 0;
+  std::vector<DType> bindings_;
+  std::vector<Operand> constants_;
+  std::vector<Instruction> instructions_;
+  std::vector<ViewPlan> views_;
+  std::vector<ParameterPlan> parameters_;
+};
+
+// The arena that runs share: they take turns, and nothing in it outlives a run.
+class SharedArena {
+ public:
+  // Both only within a ThreadPool::Turn. Null where memory is short.
+  static std::byte* ensure(int64_t bytes);
+  static void trim();  // gives the memory back
+};
+
+}  // namespace tl

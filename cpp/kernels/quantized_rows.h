@@ -1,0 +1,31 @@
+// Rows of activations quantised to 8 bits in blocks of 32 (dtype q8), the left operand of integer matmuls. A row of
+// `columns` elements takes blocks = ceil(columns / 32) blocks; a value is x ≈ scale[block] · q. One row, contiguous:
+//   int8  q[blocks · 32]        (elements past `columns` are zero)
+//   f32   scale[blocks]         = max|x| / 127
+//   i16   sum[2 · blocks]       = Σ q over each half block of 16
+// padded to a multiple of 64 bytes. q = round-to-nearest-even(x · (127 / max|x|)).
+#pragma once
+#include <cstdint>
+
+#include "../core/checked.h"
+
+namespace tl {
+
+constexpr int64_t kQuantBlock = 32;
+inline int64_t quantBlocks(int64_t columns) { return ceilDiv(columns, kQuantBlock); }
+inline int64_t quantizedRowBytes(int64_t columns) { return roundUp(quantBlocks(columns) * 40, 64); }
+
+struct QuantizedRow {
+  int8_t* q;
+  float* scale;
+  int16_t* sum;
+};
+
+inline QuantizedRow quantizedRow(void* data, int64_t columns, int64_t row) {
+  auto* base = static_cast<int8_t*>(data) + row * quantizedRowBytes(columns);
+  const int64_t blocks = quantBlocks(columns);
+  auto* scale = reinterpret_cast<float*>(base + blocks * 32);
+  return {base, scale, reinterpret_cast<int16_t*>(scale + blocks)};
+}
+
+}  // namespace tl

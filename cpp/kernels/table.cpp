@@ -1,0 +1,46 @@
+// Collects the kernels of one target: compiled once per target.
+#include "../simd/target.h"
+#include "table.h"
+
+namespace tl::TL_TARGET {
+
+#define TL_OP(name, Args, inputs, outputs, parameters) Status name(const Args& args, Context& context);
+#include "ops.def"
+#undef TL_OP
+extern const PackingKernels packingKernels;
+
+namespace {
+#define TL_OP(name, Args, inputs, outputs, parameters) \
+  Status call_##name(const void* args, Context& context) { return name(*static_cast<const Args*>(args), context); }
+#include "ops.def"
+#undef TL_OP
+
+constexpr Isa thisIsa() {
+#if defined(TL_TARGET_AVX2)
+  return Isa::avx2;
+#elif defined(TL_TARGET_AVX512)
+  return Isa::avx512;
+#elif defined(TL_TARGET_AVX512BF16)
+  return Isa::avx512bf16;
+#elif defined(TL_TARGET_NEON)
+  return Isa::neon;
+#else
+  return Isa::scalar;
+#endif
+}
+}  // namespace
+
+const KernelTable& table() {
+  static const KernelTable made = {
+      thisIsa(),
+      {
+#define TL_OP(name, Args, inputs, outputs, parameters) call_##name,
+#include "ops.def"
+#undef TL_OP
+      },
+      packingKernels,
+  };
+  return made;
+}
+
+}  // namespace tl::TL_TARGET
