@@ -11,7 +11,7 @@ inline bool checkedMulAdd(int64_t a, int64_t b, int64_t c, int64_t& value) {
   return !__builtin_mul_overflow(a, b, &product) && !__builtin_add_overflow(product, c, &value);
 }
 
-inline int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t roundUp(int64_t a, int64_t b) { return ceilDiv(a, b) * b; }
+constexpr int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t roundUp(int64_t a, int64_t b) { return ceilDiv(a, b) * b; }
 
 }  // namespace tl

@@ -150,7 +150,7 @@ Status Program::resolve(const ViewPlan& plan, const Run& run, View& view) const 
     view.data = operand->data;
     return {};
   }
-  int64_t bytes, end;
+  int64_t bytes = 0, end = 0;
   const int64_t start = plan.kind == ViewKind::arena ? offset : offset * int64_t(elementBytes(plan.dtype));
   const int64_t held = operand ? operand->bytes : arenaBytes_;
   if (offset > kMost || !extentBytes(view, bytes) || !checkedMulAdd(bytes, 1, start, end) || (bytes > 0 && end > held))

@@ -19,8 +19,8 @@ int64_t storageBlockBytes(Storage storage);
 
 // How the packed form keeps numbers.
 enum class PackFormat : int32_t {
-  int4 = 0,    // unsigned nibbles, w = scale · q + minimum
-  int8,        // signed bytes, w = scale · q (+ minimum)
+  int4 = 0,    // unsigned nibbles, w = scale · q + minimum, or scale · (q − 8) without minima
+  int8,        // signed bytes, w = scale · q + minimum, or scale · q without minima
   float32,     // exact
   bfloat16,    // exact for bf16 sources
   float16,

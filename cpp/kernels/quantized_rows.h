@@ -2,8 +2,11 @@
 // `columns` elements takes blocks = ceil(columns / 32) blocks; a value is x ≈ scale[block] · q. One row, contiguous:
 //   int8  q[blocks · 32]        (elements past `columns` are zero)
 //   f32   scale[blocks]         = max|x| / 127
+//   f32   scaledSum[blocks]     = scale · Σ q, what a weight's minimum is multiplied with
 //   i16   sum[2 · blocks]       = Σ q over each half block of 16
-// padded to a multiple of 64 bytes. q = round-to-nearest-even(x · (127 / max|x|)).
+// padded to a multiple of 64 bytes. q = round-to-nearest-even(x · (127 / max|x|)), so |q| ≤ 127.
+// A block with max|x| < 2^-100 becomes zeros with scale 0. A block that holds NaN or infinity gets q = 0 and scale NaN: it
+// spoils its own row of a product, and no other.
 #pragma once
 #include <cstdint>
 
@@ -13,19 +16,20 @@ namespace tl {
 
 constexpr int64_t kQuantBlock = 32;
 inline int64_t quantBlocks(int64_t columns) { return ceilDiv(columns, kQuantBlock); }
-inline int64_t quantizedRowBytes(int64_t columns) { return roundUp(quantBlocks(columns) * 40, 64); }
+inline int64_t quantizedRowBytes(int64_t columns) { return roundUp(quantBlocks(columns) * 44, 64); }
 
 struct QuantizedRow {
   int8_t* q;
   float* scale;
+  float* scaledSum;
   int16_t* sum;
 };
 
 inline QuantizedRow quantizedRow(void* data, int64_t columns, int64_t row) {
   auto* base = static_cast<int8_t*>(data) + row * quantizedRowBytes(columns);
   const int64_t blocks = quantBlocks(columns);
-  auto* scale = reinterpret_cast<float*>(base + blocks * 32);
-  return {base, scale, reinterpret_cast<int16_t*>(scale + blocks)};
+  auto* scale = reinterpret_cast<float*>(base + blocks * kQuantBlock);
+  return {base, scale, scale + blocks, reinterpret_cast<int16_t*>(scale + 2 * blocks)};
 }
 
 }  // namespace tl

@@ -1,6 +1,5 @@
 // Collects the kernels of one target: compiled once per target.
 #include "../simd/target.h"
-#include "table.h"
 
 namespace tl::TL_TARGET {
 

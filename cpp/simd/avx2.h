@@ -43,6 +43,7 @@ TL_INLINE F32 copySign(F32 magnitude, F32 sign) {
   const __m256 bit = _mm256_set1_ps(-0.0f);
   return {_mm256_or_ps(_mm256_andnot_ps(bit, magnitude.v), _mm256_and_ps(bit, sign.v))};
 }
+TL_INLINE F32 swapPairs(F32 a) { return {_mm256_permute_ps(a.v, 0xb1)}; }
 
 TL_INLINE Mask lessThan(F32 a, F32 b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
 TL_INLINE Mask greaterThan(F32 a, F32 b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ)}; }
@@ -86,7 +87,9 @@ TL_INLINE I32 broadcast(int32_t x) { return {_mm256_set1_epi32(x)}; }
 TL_INLINE I32 load(const int32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
 TL_INLINE void store(int32_t* p, I32 a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.v); }
 TL_INLINE I32 add(I32 a, I32 b) { return {_mm256_add_epi32(a.v, b.v)}; }
+TL_INLINE I32 sub(I32 a, I32 b) { return {_mm256_sub_epi32(a.v, b.v)}; }
 TL_INLINE I32 shiftLeft(I32 a, int n) { return {_mm256_slli_epi32(a.v, n)}; }
+TL_INLINE I32 shiftRight(I32 a, int n) { return {_mm256_srai_epi32(a.v, n)}; }
 TL_INLINE F32 toFloat(I32 a) { return {_mm256_cvtepi32_ps(a.v)}; }
 TL_INLINE I32 toInt(F32 a) { return {_mm256_cvtps_epi32(a.v)}; }
 TL_INLINE F32 asFloat(I32 a) { return {_mm256_castsi256_ps(a.v)}; }

@@ -44,6 +44,7 @@ TL_INLINE F32 copySign(F32 magnitude, F32 sign) {
   const __m512i bit = _mm512_set1_epi32(int32_t(0x80000000u));
   return {_mm512_castsi512_ps(_mm512_or_si512(_mm512_andnot_si512(bit, _mm512_castps_si512(magnitude.v)), _mm512_and_si512(bit, _mm512_castps_si512(sign.v))))};
 }
+TL_INLINE F32 swapPairs(F32 a) { return {_mm512_permute_ps(a.v, 0xb1)}; }
 
 TL_INLINE Mask lessThan(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 TL_INLINE Mask greaterThan(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)}; }
@@ -85,7 +86,9 @@ TL_INLINE I32 broadcast(int32_t x) { return {_mm512_set1_epi32(x)}; }
 TL_INLINE I32 load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 TL_INLINE void store(int32_t* p, I32 a) { _mm512_storeu_si512(p, a.v); }
 TL_INLINE I32 add(I32 a, I32 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+TL_INLINE I32 sub(I32 a, I32 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 TL_INLINE I32 shiftLeft(I32 a, int n) { return {_mm512_slli_epi32(a.v, unsigned(n))}; }
+TL_INLINE I32 shiftRight(I32 a, int n) { return {_mm512_srai_epi32(a.v, unsigned(n))}; }
 TL_INLINE F32 toFloat(I32 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 TL_INLINE I32 toInt(F32 a) { return {_mm512_cvtps_epi32(a.v)}; }
 TL_INLINE F32 asFloat(I32 a) { return {_mm512_castsi512_ps(a.v)}; }

@@ -30,8 +30,15 @@ TL_INLINE F32 max(F32 a, F32 b) { TL_EACH a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.
 TL_INLINE F32 min(F32 a, F32 b) { TL_EACH a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i]; return a; }
 TL_INLINE F32 abs(F32 a) { TL_EACH a.v[i] = std::fabs(a.v[i]); return a; }
 TL_INLINE F32 sqrt(F32 a) { TL_EACH a.v[i] = std::sqrt(a.v[i]); return a; }
-TL_INLINE F32 roundEven(F32 a) { TL_EACH a.v[i] = std::nearbyint(a.v[i]); return a; }
+TL_INLINE float roundEven(float x) {  // adding 2^23 leaves no bit for fractions; std::nearbyint is a library call
+  const float magnitude = std::fabs(x), rounded = (magnitude + 0x1p23f) - 0x1p23f;
+  return magnitude < 0x1p23f ? std::copysign(rounded, x) : x;
+}
+TL_INLINE F32 roundEven(F32 a) { TL_EACH a.v[i] = roundEven(a.v[i]); return a; }
 TL_INLINE F32 copySign(F32 magnitude, F32 sign) { TL_EACH magnitude.v[i] = std::copysign(magnitude.v[i], sign.v[i]); return magnitude; }
+
+// Neighbours (2i, 2i + 1) change places.
+TL_INLINE F32 swapPairs(F32 a) { F32 r; TL_EACH r.v[i] = a.v[i ^ 1]; return r; }
 
 TL_INLINE Mask lessThan(F32 a, F32 b) { Mask m; TL_EACH m.v[i] = a.v[i] < b.v[i]; return m; }
 TL_INLINE Mask greaterThan(F32 a, F32 b) { Mask m; TL_EACH m.v[i] = a.v[i] > b.v[i]; return m; }
@@ -63,9 +70,16 @@ TL_INLINE I32 broadcast(int32_t x) { I32 r; TL_EACH r.v[i] = x; return r; }
 TL_INLINE I32 load(const int32_t* p) { I32 r; std::memcpy(r.v, p, sizeof r.v); return r; }
 TL_INLINE void store(int32_t* p, I32 a) { std::memcpy(p, a.v, sizeof a.v); }
 TL_INLINE I32 add(I32 a, I32 b) { TL_EACH a.v[i] += b.v[i]; return a; }
+TL_INLINE I32 sub(I32 a, I32 b) { TL_EACH a.v[i] -= b.v[i]; return a; }
 TL_INLINE I32 shiftLeft(I32 a, int n) { TL_EACH a.v[i] = int32_t(uint32_t(a.v[i]) << n); return a; }
+TL_INLINE I32 shiftRight(I32 a, int n) { TL_EACH a.v[i] >>= n; return a; }  // copies of the sign come in
 TL_INLINE F32 toFloat(I32 a) { F32 r; TL_EACH r.v[i] = float(a.v[i]); return r; }
-TL_INLINE I32 toInt(F32 a) { I32 r; TL_EACH r.v[i] = int32_t(std::nearbyint(a.v[i])); return r; }  // nearest even
+// Nearest even. NaN and what no int32 holds give a value that differs between targets.
+TL_INLINE I32 toInt(F32 a) {
+  I32 r;
+  TL_EACH r.v[i] = std::fabs(a.v[i]) < 0x1p31f ? int32_t(roundEven(a.v[i])) : std::numeric_limits<int32_t>::min();
+  return r;
+}
 TL_INLINE F32 asFloat(I32 a) { F32 r; std::memcpy(r.v, a.v, sizeof r.v); return r; }
 TL_INLINE I32 asInt(F32 a) { I32 r; std::memcpy(r.v, a.v, sizeof r.v); return r; }
 // Signed bytes, saturated from lanes known to lie in −128 … 127.

@@ -23,7 +23,8 @@
 #include "../core/random.h"
 #include "../core/status.h"
 #include "../core/view.h"
-#include "../kernels/args.h"
+#include "../kernels/quantized_rows.h"
+#include "../kernels/table.h"
 
 #if defined(TL_EMULATE_X86)  // test builds: AVX-512 on machines without it
 #include "simde_intrinsics.h"
@@ -56,7 +57,7 @@
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target(TL_TARGET_FEATURES))), apply_to = function)
 #elif defined(__GNUC__)
-#pragma GCC target(TL_TARGET_FEATURES)
+_Pragma(TL_STRINGIFY(GCC target(TL_TARGET_FEATURES)))
 #endif
 #endif
 

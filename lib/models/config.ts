@@ -1,22 +1,7 @@
+import type { RopeConfig, RopeScaling } from "../ops/rope.js";
 import type { ModelFile } from "./file.js";
 
-/** Rotary position embedding (arXiv 2104.09864) and its context extensions. */
-export interface RopeConfig {
-  /** "interleaved" rotates pairs (2i, 2i+1), "half" pairs (i, i + dim/2). */
-  readonly style: "interleaved" | "half";
-  readonly theta: number;
-  /** How many of headDim's elements rotate; the rest is copied. */
-  readonly dim: number;
-  readonly scaling?: RopeScaling;
-}
-
-export type RopeScaling =
-  | { readonly type: "linear"; readonly factor: number }
-  | { readonly type: "ntk"; readonly factor: number }
-  | { readonly type: "yarn"; readonly factor: number; readonly originalMaxPosition: number; readonly betaFast?: number; readonly betaSlow?: number; readonly attentionFactor?: number }
-  | { readonly type: "llama3"; readonly factor: number; readonly lowFreqFactor: number; readonly highFreqFactor: number; readonly originalMaxPosition: number }
-  /** Phi-3's LongRoPE: one divisor a frequency, short or long by the context in use. */
-  | { readonly type: "factors"; readonly short: readonly number[]; readonly long: readonly number[]; readonly originalMaxPosition: number; readonly attentionFactor: number };
+export type { RopeConfig, RopeScaling };
 
 /** What is special to one layer. */
 export interface LayerConfig {

@@ -1,0 +1,18 @@
+// The native surface, typed in lib/native.ts.
+#pragma once
+#include <napi.h>
+
+namespace tl::binding {
+
+Napi::Value loadWeight(const Napi::CallbackInfo& info);
+Napi::Value loadVector(const Napi::CallbackInfo& info);
+Napi::Value createConstant(const Napi::CallbackInfo& info);
+Napi::Value createProgram(const Napi::CallbackInfo& info);
+Napi::Value createPool(const Napi::CallbackInfo& info);
+Napi::Value createCache(const Napi::CallbackInfo& info);
+Napi::Value forkCache(const Napi::CallbackInfo& info);
+Napi::Value truncateCache(const Napi::CallbackInfo& info);
+Napi::Value cacheStatistics(const Napi::CallbackInfo& info);
+Napi::Value run(const Napi::CallbackInfo& info);
+
+}  // namespace tl::binding

@@ -1,0 +1,3 @@
+import type { NativeAddon } from "../lib/native.js";
+declare const addon: NativeAddon;
+export = addon;

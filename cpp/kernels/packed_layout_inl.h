@@ -1,0 +1,58 @@
+// Where things lie inside a group of a PackedWeight, for packing and matmul of one target. A group holds kLanes rows:
+//
+//   float formats   [columns][kLanes] elements
+//   int4            [blocks][4][kLanes][4] bytes: byte (v, r, c) = column 4v + c | column 16 + 4v + c << 4, of block and row
+//   int8            [blocks][8][kLanes][4] bytes: byte (v, r, c) = column 4v + c, ^ kByteBias
+//   then, integer formats only: scales [blocks][parts][kLanes], minima (if any) [blocks][parts][kLanes], f16 or f32,
+//
+// blocks of 32 columns, parts = 32 / blockSize. Groups start at multiples of 64 bytes. Include after simd/target.h.
+#pragma once
+
+#include "../simd/dot.h"
+#include "packed_weight.h"
+
+namespace tl::TL_TARGET {
+
+constexpr Isa kIsa =
+#if defined(TL_TARGET_AVX2)
+    Isa::avx2;
+#elif defined(TL_TARGET_AVX512)
+    Isa::avx512;
+#elif defined(TL_TARGET_AVX512BF16)
+    Isa::avx512bf16;
+#elif defined(TL_TARGET_NEON)
+    Isa::neon;
+#else
+    Isa::scalar;
+#endif
+
+constexpr int64_t kVectorBytes = int64_t(kLanes) * 4;
+
+TL_INLINE bool isInteger(PackFormat format) { return format == PackFormat::int4 || format == PackFormat::int8; }
+
+TL_INLINE int64_t floatElementBytes(PackFormat format) { return format == PackFormat::float32 ? 4 : 2; }
+
+// Byte offsets inside a group of an integer format.
+struct PackedLayout {
+  int64_t blocks, parts, vectors /* a block */, scaleBytes, scales, minima, end;
+};
+
+TL_INLINE PackedLayout layoutOf(const PackedWeight& weight) {
+  PackedLayout layout;
+  layout.blocks = weight.columns / 32;
+  layout.parts = 32 / weight.blockSize;
+  layout.vectors = weight.format == PackFormat::int4 ? 4 : 8;
+  layout.scaleBytes = weight.wideScale ? 4 : 2;
+  layout.scales = layout.blocks * layout.vectors * kVectorBytes;
+  const int64_t each = layout.blocks * layout.parts * kLanes * layout.scaleBytes;
+  layout.minima = layout.scales + each;
+  layout.end = layout.minima + (weight.hasMinimum ? each : 0);
+  return layout;
+}
+
+TL_INLINE float scaleAt(const std::byte* p, bool wide) {
+  if (!wide) return toFloat(*reinterpret_cast<const f16*>(p));
+  return *reinterpret_cast<const float*>(p);
+}
+
+}  // namespace tl::TL_TARGET

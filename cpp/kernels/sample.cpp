@@ -1,0 +1,269 @@
+// From logits to tokens.
+//   sample   one token: repetition penalty, top-k, top-p, min-p, temperature, draw (llama.cpp's default order)
+//   topK     the k largest logits of each row, and log Σ exp
+//   logProb  log softmax(logits)[target] of each row
+//   softmax  softmax(x · scale) along the last axis
+// top-p: arXiv 1904.09751. min-p: arXiv 2407.01082. Repetition penalty: arXiv 1909.05858.
+#include <atomic>
+
+#include "../simd/target.h"
+#include "rows_inl.h"
+#include "select_inl.h"
+
+namespace tl::TL_TARGET {
+namespace {
+
+// The scratch of one thread: histogram, candidates, then a row of logits.
+constexpr int64_t kCandidateBytes = candidateCapacity(kMostCandidates) * int64_t(sizeof(Candidate));
+constexpr int64_t kRowOffset = roundUp(kHistogram * int64_t(sizeof(double)) + kCandidateBytes, 64);
+constexpr int64_t kMostVocabulary = (int64_t(kScratchBytes) - kRowOffset) / int64_t(sizeof(float));
+
+struct SampleScratch {
+  double* histogram;
+  Candidate* candidates;
+  float* row;
+  explicit SampleScratch(std::byte* base)
+      : histogram(reinterpret_cast<double*>(base)),
+        candidates(reinterpret_cast<Candidate*>(base + kHistogram * int64_t(sizeof(double)))),
+        row(reinterpret_cast<float*>(base + kRowOffset)) {}
+};
+
+bool finite(double x) { return std::fabs(x) <= std::numeric_limits<double>::max(); }
+
+Status checkSample(const SampleArgs& args) {
+  const View &logits = args.logits, &token = args.token, &logProb = args.logProb;
+  TL_TRY(vectorOperand("sample", "logits", logits, logits.lastDim()));
+  if (logits.count() < 1) return shapeError("sample", "logits", "must have elements", 1, 0);
+  if (logits.count() > kMostVocabulary) return argumentError("sample", "logits", "has a larger vocabulary than sampling supports", logits.count());
+  if (token.dtype != DType::i32 || token.count() != 1) return argumentError("sample", "token", "must be one i32", token.count());
+  if (logProb.present() && (logProb.dtype != DType::f32 || logProb.count() != 1)) return argumentError("sample", "logProb", "must be one f32", logProb.count());
+  if (!(args.temperature >= 0 && finite(args.temperature))) return argumentError("sample", "temperature", "must be finite and at least 0");
+  if (!(args.topK >= 0)) return argumentError("sample", "topK", "must be at least 0");
+  if (!(args.topP >= 0)) return argumentError("sample", "topP", "must be at least 0");
+  if (!(args.minP >= 0 && args.minP <= 1)) return argumentError("sample", "minP", "must lie in 0 … 1");
+  if (!(args.repeatPenalty > 0 && finite(args.repeatPenalty))) return argumentError("sample", "repeatPenalty", "must be finite and positive");
+  for (const double number : {args.seed, args.stream, args.position})
+    if (!(number >= 0 && number <= 0x1p53)) return argumentError("sample", "seed, stream, position", "must be integers in 0 … 2^53");
+  if (!args.history.present()) return {};
+  if (args.history.dtype != DType::i32 || args.history.rank != 1 || (args.history.dims[0] > 1 && args.history.strides[0] != 1))
+    return argumentError("sample", "history", "must be one contiguous row of i32", args.history.rank);
+  for (int64_t i = 0; i < args.history.dims[0]; ++i) {
+    const int32_t id = args.history.as<int32_t>()[i];
+    if (id < 0 || id >= logits.count()) return argumentError("sample", "history", "has a number outside the vocabulary", id);
+  }
+  return {};
+}
+
+Status checkRange(const char* op, float maximum) {
+  const Status error = {Code::numeric, op, "logits", "has NaN or no finite largest element"};
+  return std::fabs(maximum) <= std::numeric_limits<float>::max() ? Status{} : error;  // NaN compares false
+}
+
+// Each token of the history once, however often it is there.
+void penalise(const float* logits, int64_t n, const View& history, double penalty, float* out) {
+  std::memcpy(out, logits, size_t(n) * sizeof(float));
+  const int32_t* ids = history.as<int32_t>();
+  for (int64_t i = 0; i < history.dims[0]; ++i) {
+    const float value = logits[ids[i]];
+    out[ids[i]] = float(value > 0 ? double(value) / penalty : double(value) * penalty);
+  }
+}
+
+// Draws from the k ≤ 1024 largest, which lie in falling order.
+int32_t drawFromCandidates(const Candidate* candidate, int64_t k, const SampleArgs& args, double u) {
+  const double first = double(candidate[0].value);
+  const auto weight = [&](int64_t i, double temperature) { return std::exp((double(candidate[i].value) - first) / temperature); };
+  int64_t kept = k;
+  if (args.topP < 1) {
+    double total = 0, mass = 0;
+    for (int64_t i = 0; i < k; ++i) total += weight(i, 1);
+    for (kept = 0; kept < k && mass < args.topP * total; ++kept) mass += weight(kept, 1);
+    kept = std::max<int64_t>(kept, 1);
+  }
+  if (args.minP > 0)
+    while (kept > 1 && double(candidate[kept - 1].value) < first + std::log(args.minP)) --kept;
+  double total = 0, mass = 0;
+  for (int64_t i = 0; i < kept; ++i) total += weight(i, args.temperature);
+  for (int64_t i = 0; i + 1 < kept; ++i)
+    if ((mass += weight(i, args.temperature)) > u * total) return candidate[i].index;
+  return candidate[kept - 1].index;
+}
+
+// weights[i] = exp((x[i] − shift) / temperature) of what the cut keeps, else 0. x and weights may be one.
+void weighKept(const float* x, int64_t n, Cut cut, float shift, float temperature, float* weights) {
+  const F32 value = broadcast(cut.value), offset = broadcast(shift), divisor = broadcast(temperature);
+  int64_t equalSeen = 0;
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const F32 v = loadUpTo(x + i, n - i);
+    const uint32_t larger = bitsOfLanes(greaterThan(v, value));
+    uint32_t equal = ~(larger | bitsOfLanes(lessThan(v, value))) & lanesUpTo(n - i), kept = larger;
+    for (; equal != 0; equal &= equal - 1)
+      if (++equalSeen <= cut.equal) kept |= equal & (~equal + 1);
+    storeUpTo(weights + i, select(lanesOfBits(kept), exp(div(sub(v, offset), divisor)), zero()), n - i);
+  }
+}
+
+// The element where the running sum of weights passes u of their total.
+int64_t drawFromWeights(const float* weights, int64_t n, double u) {
+  const auto blockSum = [&](int64_t i) { return double(sumRow(weights + i, std::min(kExpBlock, n - i), [](F32 v) { return v; })); };
+  double total = 0, mass = 0;
+  for (int64_t i = 0; i < n; i += kExpBlock) total += blockSum(i);
+  int64_t chosen = 0;
+  for (int64_t block = 0; block < n; block += kExpBlock) {
+    const double sum = blockSum(block);
+    if (sum == 0) continue;
+    const bool here = mass + sum > u * total;
+    for (int64_t i = block; i < std::min(block + kExpBlock, n); ++i) {
+      if (weights[i] == 0) continue;
+      chosen = i;  // the last one where rounding lets none pass
+      if (here && (mass += double(weights[i])) > u * total) return i;
+    }
+    if (here) return chosen;
+    mass += sum;
+  }
+  return chosen;
+}
+
+// Any number of candidates: a threshold on the logits instead of a list.
+int32_t drawFromAll(const float* x, int64_t n, float maximum, const SampleArgs& args, double u, const SampleScratch& scratch) {
+  const float nothing = -std::numeric_limits<float>::infinity();
+  Cut cut;
+  if (args.topK > 0 && args.topK < double(n)) cut = cutAtWeight<false>(x, n, cut, nothing, 0, args.topK, scratch.histogram);
+  if (args.topP < 1) {
+    double total = 0;
+    if (cut.value > nothing) visitKept<true>(x, n, cut, cut.value, maximum, [&](float, double weight) { total += weight; });
+    else total = sumOfExp(x, n, maximum);
+    // All that lie below this together weigh at most 1 − topP of the largest alone: the target is reached without them.
+    const float lowest = std::max(cut.value, maximum + float(std::log((1 - args.topP) / double(n))) - 0.01f);
+    cut = cutAtWeight<true>(x, n, cut, lowest, maximum, args.topP * total, scratch.histogram);
+  }
+  if (args.minP > 0) {
+    const float lowest = maximum + float(std::log(args.minP));
+    if (lowest > cut.value) cut = {lowest, std::numeric_limits<int64_t>::max()};
+  }
+  weighKept(x, n, cut, maximum, float(args.temperature), scratch.row);
+  return int32_t(drawFromWeights(scratch.row, n, u));
+}
+
+int32_t chooseToken(const float* x, int64_t n, float maximum, const SampleArgs& args, const SampleScratch& scratch) {
+  if (float(args.temperature) == 0 || args.topK == 1 || n == 1) return int32_t(firstEqual(x, n, maximum));
+  const double u = uniform(uint64_t(args.seed), uint64_t(args.stream), uint64_t(args.position));
+  if (args.topK < 1 || args.topK > double(kMostCandidates)) return drawFromAll(x, n, maximum, args, u, scratch);
+  const int64_t k = std::min(int64_t(args.topK), n);
+  selectLargest(x, n, k, scratch.candidates);
+  return drawFromCandidates(scratch.candidates, k, args, u);
+}
+
+Status rowsOfLogits(const char* op, const View& view, FloatRows& rows) {
+  TL_TRY(floatRows(op, "logits", view, rows));
+  return rows.width < 1 && rows.rows > 0 ? shapeError(op, "logits", "must have columns", 1, rows.width) : Status{};
+}
+
+// An output or index operand of `count` contiguous elements of `type`.
+Status columnOperand(const char* op, const char* name, const View& view, DType type, int64_t count) {
+  if (view.dtype != type) return argumentError(op, name, "has another element type than expected", int64_t(view.dtype));
+  if (view.count() != count) return shapeError(op, name, "must have one element a row", count, view.count());
+  if (view.lastDim() != count || (count > 1 && view.strides[view.rank - 1] != 1)) return argumentError(op, name, "must be contiguous", view.rank);
+  return {};
+}
+
+void softmaxRow(const float* x, float* out, int64_t n, float scale) {
+  const F32 factor = broadcast(scale);
+  mapRow(x, out, n, [=](F32 v) { return mul(v, factor); });
+  const float largest = rowMaximum(out, n);
+  if (largest == -std::numeric_limits<float>::infinity()) return std::fill(out, out + n, 0.0f);
+  const F32 offset = broadcast(largest);
+  mapRow(out, out, n, [=](F32 v) { return exp(sub(v, offset)); });
+  double sum = 0;
+  for (int64_t i = 0; i < n; i += kExpBlock) sum += double(sumRow(out + i, std::min(kExpBlock, n - i), [](F32 v) { return v; }));
+  const F32 inverse = broadcast(float(1 / sum));
+  mapRow(out, out, n, [=](F32 v) { return mul(v, inverse); });
+}
+
+}  // namespace
+
+Status sample(const SampleArgs& args, Context& context) {
+  TL_TRY(checkSample(args));
+  const float* logits = args.logits.as<float>();
+  const int64_t n = args.logits.count();
+  const float maximum = rowMaximum(logits, n);
+  TL_TRY(checkRange("sample", maximum));
+  const SampleScratch scratch(context.pool.scratch(0));
+  const float* x = logits;
+  float penalisedMaximum = maximum;
+  if (args.repeatPenalty != 1 && args.history.present() && args.history.dims[0] > 0) {
+    penalise(logits, n, args.history, args.repeatPenalty, scratch.row);
+    x = scratch.row;
+    penalisedMaximum = rowMaximum(x, n);
+    TL_TRY(checkRange("sample", penalisedMaximum));
+  }
+  const int32_t token = chooseToken(x, n, penalisedMaximum, args, scratch);
+  *args.token.as<int32_t>() = token;
+  if (args.logProb.present())
+    *args.logProb.as<float>() = float(double(logits[token]) - double(maximum) - std::log(sumOfExp(logits, n, maximum)));
+  return {};
+}
+
+Status topK(const TopKArgs& args, Context& context) {
+  FloatRows logits, values;
+  TL_TRY(rowsOfLogits("topK", args.logits, logits));
+  TL_TRY(floatRows("topK", "values", args.values, values));
+  const View& indices = args.indices;
+  const int64_t k = values.width;
+  if (values.rows != logits.rows) return shapeError("topK", "values", "must have as many rows as the logits", logits.rows, values.rows);
+  if (k < 1 || k > kMostCandidates) return argumentError("topK", "values", "must have 1 … 1024 columns", k);
+  if (k > logits.width) return shapeError("topK", "values", "has more columns than the logits", logits.width, k);
+  if (indices.dtype != DType::i32) return argumentError("topK", "indices", "must be i32", int64_t(indices.dtype));
+  if (indices.rank < 1 || !indices.rowsAreUniform()) return argumentError("topK", "indices", "must have rows at one stride", indices.rank);
+  if (indices.rows() != logits.rows) return shapeError("topK", "indices", "must have as many rows as the logits", logits.rows, indices.rows());
+  if (indices.lastDim() != k) return shapeError("topK", "indices", "must have the columns of `values`", k, indices.lastDim());
+  if (args.logSumExp.present()) TL_TRY(columnOperand("topK", "logSumExp", args.logSumExp, DType::f32, logits.rows));
+  std::atomic<bool> spoiled{false};
+  forRows(context, logits.rows, logits.width, [&](int64_t begin, int64_t end, int thread) {
+    Candidate* candidates = SampleScratch(context.pool.scratch(thread)).candidates;
+    for (int64_t i = begin; i < end; ++i) {
+      const float* row = logits.row(i);
+      const float maximum = rowMaximum(row, logits.width);
+      if (maximum != maximum) {
+        spoiled.store(true, std::memory_order_relaxed);
+        continue;
+      }
+      selectLargest(row, logits.width, k, candidates);
+      for (int64_t j = 0; j < k; ++j) {
+        values.row(i)[j] = candidates[j].value;
+        indices.as<int32_t>()[i * indices.rowStride() + j] = candidates[j].index;
+      }
+      if (args.logSumExp.present()) args.logSumExp.as<float>()[i] = float(logSumExp(row, logits.width));
+    }
+  });
+  return spoiled.load() ? Status{Code::numeric, "topK", "logits", "has NaN"} : Status{};
+}
+
+Status logProb(const LogProbArgs& args, Context& context) {
+  FloatRows logits;
+  TL_TRY(rowsOfLogits("logProb", args.logits, logits));
+  TL_TRY(columnOperand("logProb", "targets", args.targets, DType::i32, logits.rows));
+  TL_TRY(columnOperand("logProb", "out", args.out, DType::f32, logits.rows));
+  const int32_t* targets = args.targets.as<int32_t>();
+  for (int64_t i = 0; i < logits.rows; ++i)
+    if (targets[i] < 0 || targets[i] >= logits.width) return argumentError("logProb", "targets", "has a number outside the vocabulary", targets[i]);
+  forRows(context, logits.rows, logits.width, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i)
+      args.out.as<float>()[i] = float(double(logits.row(i)[targets[i]]) - logSumExp(logits.row(i), logits.width));
+  });
+  return {};
+}
+
+Status softmax(const SoftmaxArgs& args, Context& context) {
+  FloatRows x, out;
+  TL_TRY(floatRows("softmax", "x", args.x, x));
+  TL_TRY(floatRows("softmax", "out", args.out, out));
+  if (out.rows != x.rows) return shapeError("softmax", "out", "must have as many rows as x", x.rows, out.rows);
+  if (out.width != x.width) return shapeError("softmax", "out", "must have as many columns as x", x.width, out.width);
+  forRows(context, x.rows, x.width, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) softmaxRow(x.row(i), out.row(i), x.width, float(args.scale));
+  });
+  return {};
+}
+
+}  // namespace tl::TL_TARGET

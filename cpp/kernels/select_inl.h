@@ -1,0 +1,175 @@
+// Choosing large elements of one row of logits without sorting it: the k largest through a small buffer (k ≤ 1024), and
+// thresholds by rank or by probability mass for any number of elements. Included after simd/target.h.
+//
+// Rows hold neither NaN nor +infinity here (rowRange tells). Equal elements: the lowest index first.
+#pragma once
+
+namespace tl::TL_TARGET {
+
+constexpr int64_t kMostCandidates = 1024;
+constexpr int64_t kExpBlock = 512;  // elements whose exponentials are summed in f32; blocks are summed in f64
+
+struct Candidate {
+  float value;
+  int32_t index;
+};
+
+struct FallingOrder {
+  bool operator()(const Candidate& a, const Candidate& b) const {
+    return a.value > b.value || (a.value == b.value && a.index < b.index);
+  }
+};
+
+// The largest element; NaN where any element is NaN. −infinity for an empty row.
+inline float rowMaximum(const float* x, int64_t n) {
+  const F32 lowest = broadcast(-std::numeric_limits<float>::infinity());
+  F32 largest[4] = {lowest, lowest, lowest, lowest}, spoiled = zero();
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+    for (int j = 0; j < 4; ++j) {
+      const F32 v = load(x + i + j * kLanes);
+      largest[j] = max(v, largest[j]);
+      spoiled = select(isNan(v), v, spoiled);
+    }
+  for (; i < n; i += kLanes) {
+    const int part = int(std::min<int64_t>(kLanes, n - i));
+    const F32 v = loadPart(x + i, part);
+    largest[0] = max(select(firstLanes(part), v, lowest), largest[0]);
+    spoiled = select(isNan(v), v, spoiled);
+  }
+  if (any(isNan(spoiled))) return std::numeric_limits<float>::quiet_NaN();
+  return maxLanes(max(max(largest[0], largest[1]), max(largest[2], largest[3])));
+}
+
+// Σ exp(x − shift), in blocks of one length for every row.
+inline double sumOfExp(const float* x, int64_t n, float shift) {
+  const F32 offset = broadcast(shift);
+  double sum = 0;
+  for (int64_t i = 0; i < n; i += kExpBlock)
+    sum += double(sumRow(x + i, std::min(kExpBlock, n - i), [=](F32 v) { return exp(sub(v, offset)); }));
+  return sum;
+}
+
+// log Σ exp(x); −infinity for a row of only −infinity, NaN where an element is NaN or +infinity.
+inline double logSumExp(const float* x, int64_t n) {
+  const float largest = rowMaximum(x, n);
+  if (largest == -std::numeric_limits<float>::infinity()) return double(largest);
+  return double(largest) + std::log(sumOfExp(x, n, largest));
+}
+
+inline int64_t firstEqual(const float* x, int64_t n, float value) {
+  const F32 wanted = broadcast(value);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const uint32_t below = bitsOfLanes(lessThan(load(x + i), wanted));  // nothing is larger
+    if (below != (uint32_t(1) << kLanes) - 1) break;
+  }
+  while (x[i] != value) ++i;
+  return i;
+}
+
+// The buffer selectLargest needs.
+constexpr int64_t candidateCapacity(int64_t k) { return std::max<int64_t>(4 * k, 256) + kLanes; }
+
+// The k largest of x [n], 1 ≤ k ≤ min(n, 1024), in falling order at the front of `buffer` [candidateCapacity(k)].
+// One pass: what exceeds the k-th largest so far enters the buffer, which is cut back to k when it is full.
+inline void selectLargest(const float* x, int64_t n, int64_t k, Candidate* buffer) {
+  const int64_t capacity = candidateCapacity(k);
+  int64_t count = 0, i = 0;
+  const auto cut = [&] {
+    std::nth_element(buffer, buffer + (k - 1), buffer + count, FallingOrder{});
+    count = k;
+  };
+  for (; i < n && count + kLanes <= capacity; ++i) buffer[count++] = {x[i], int32_t(i)};
+  if (i < n) {
+    cut();
+    F32 threshold = broadcast(buffer[k - 1].value);
+    for (; i < n; i += kLanes) {
+      uint32_t bits = bitsOfLanes(greaterThan(loadUpTo(x + i, n - i), threshold)) & lanesUpTo(n - i);
+      for (; bits != 0; bits &= bits - 1) {
+        const int64_t at = i + __builtin_ctz(bits);
+        buffer[count++] = {x[at], int32_t(at)};
+      }
+      if (count + kLanes <= capacity) continue;
+      cut();
+      threshold = broadcast(buffer[k - 1].value);
+    }
+  }
+  if (count > k) cut();
+  std::sort(buffer, buffer + k, FallingOrder{});
+}
+
+// Which elements stay: those above `value`, and the first `equal` of those at it.
+struct Cut {
+  float value = -std::numeric_limits<float>::infinity();
+  int64_t equal = std::numeric_limits<int64_t>::max();
+};
+
+// Floats in order as unsigned integers; −0 and +0 are one.
+inline uint32_t orderedKey(float value) {
+  const float zeroed = value + 0.0f;
+  uint32_t bits;
+  std::memcpy(&bits, &zeroed, 4);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+inline float valueOfKey(uint32_t key) {
+  const uint32_t bits = key & 0x80000000u ? key & 0x7fffffffu : ~key;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+constexpr int64_t kHistogram = int64_t(1) << 11;
+
+// visit(value, weight) for the elements of x [n] that are at least `lowest` and that `within` keeps, in order; the weight
+// is exp(x − shift) where kByMass, else 1.
+template <bool kByMass, typename Visit> void visitKept(const float* x, int64_t n, Cut within, float lowest, float shift, Visit&& visit) {
+  const F32 floor = broadcast(lowest), offset = broadcast(shift);
+  float weight[kLanes];
+  int64_t equalSeen = 0;
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const F32 v = loadUpTo(x + i, n - i);
+    uint32_t bits = ~bitsOfLanes(lessThan(v, floor)) & lanesUpTo(n - i);
+    if (bits == 0) continue;
+    if (kByMass) store(weight, exp(sub(v, offset)));
+    for (; bits != 0; bits &= bits - 1) {
+      const int lane = __builtin_ctz(bits);
+      const float value = x[i + lane];
+      if (value < within.value || (value == within.value && ++equalSeen > within.equal)) continue;
+      visit(value, kByMass ? double(weight[lane]) : 1.0);
+    }
+  }
+}
+
+// The cut that keeps the fewest of the largest elements whose weights reach `target` together, of those visitKept gives.
+// Reads the row once a digit of the keys (11, 11, 10 bits), from the top, and once more to divide equal elements.
+template <bool kByMass> Cut cutAtWeight(const float* x, int64_t n, Cut within, float lowest, float shift, double target, double* histogram) {
+  uint32_t prefix = 0;
+  double above = 0;  // weight of what is larger than all elements with the prefix
+  for (int shiftBits = 21, bits = 11; bits > 0;) {
+    std::fill(histogram, histogram + kHistogram, 0.0);
+    const int known = shiftBits + bits;
+    visitKept<kByMass>(x, n, within, lowest, shift, [&](float value, double weight) {
+      const uint32_t key = orderedKey(value);
+      if (known == 32 || key >> known == prefix) histogram[(key >> shiftBits) & ((1u << bits) - 1)] += weight;
+    });
+    int digit = -1;  // the last one that has weight where rounding leaves the target out of reach
+    for (int d = (1 << bits) - 1; d >= 0; --d) {
+      if (histogram[d] == 0) continue;
+      if (digit >= 0) above += histogram[digit];
+      digit = d;
+      if (above + histogram[d] >= target) break;
+    }
+    if (digit < 0) return within;
+    prefix = prefix << bits | uint32_t(digit);
+    bits = std::min(11, shiftBits);
+    shiftBits -= bits;
+  }
+  const Cut cut = {valueOfKey(prefix), std::numeric_limits<int64_t>::max()};
+  double unit = 0;
+  visitKept<kByMass>(x, n, within, cut.value, shift, [&](float value, double weight) { if (value == cut.value) unit = weight; });
+  return {cut.value, std::max<int64_t>(1, int64_t(std::min(std::ceil((target - above) / unit), 0x1p31)))};
+}
+
+}  // namespace tl::TL_TARGET

@@ -1,0 +1,5 @@
+import { modelOperations } from "./model.js";
+import type { Operation } from "./vector.js";
+
+/** Every op that vectors can name: one file a family. */
+export const operations: ReadonlyMap<string, Operation> = new Map(Object.entries({ ...modelOperations }));

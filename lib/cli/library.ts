@@ -1,0 +1,38 @@
+import { ProgressBar, UsageError } from "./terminal.js";
+import type { LanguageModel } from "../index.js";
+
+export type Library = typeof import("../index.js");
+
+/** What every command understands. */
+export interface CommonOptions {
+  readonly threads?: number;
+  readonly isa?: string;
+  readonly offline?: true;
+  readonly json?: true;
+  readonly verbose?: true;
+}
+
+/** Loads the library on the instruction set asked for: the addon reads TOKENLOOM_ISA once, when it is loaded. */
+export async function openLibrary(options: CommonOptions): Promise<Library> {
+  if (options.isa !== undefined) process.env["TOKENLOOM_ISA"] = options.isa;
+  const library = await import("../index.js");
+  const { isa, availableIsas } = library.systemInfo();
+  if (options.isa !== undefined && options.isa !== isa) {
+    throw new UsageError(`This machine or build has no ${options.isa}: choose one of ${availableIsas.join(", ")}`);
+  }
+  return library;
+}
+
+export async function openModel(library: Library, name: string, options: CommonOptions, signal?: AbortSignal): Promise<LanguageModel> {
+  const bar = new ProgressBar();
+  try {
+    return await library.loadModel(name, {
+      onProgress: bar.update,
+      offline: options.offline ?? false,
+      ...(options.threads === undefined ? {} : { threads: options.threads }),
+      ...(signal === undefined ? {} : { signal }),
+    });
+  } finally {
+    bar.stop();
+  }
+}

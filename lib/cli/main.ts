@@ -1,0 +1,90 @@
+#!/usr/bin/env node
+import { createRequire } from "node:module";
+import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
+import { fail, quietOnBrokenPipe } from "./terminal.js";
+
+const isas = ["scalar", "avx2", "avx512", "avx512bf16", "neon"];
+const { version } = createRequire(import.meta.url)("../../../package.json") as { version: string };
+
+function decimal(text: string): number {
+  const value = Number(text);
+  if (text.trim() === "" || !Number.isFinite(value)) throw new InvalidArgumentError("Expected a number.");
+  return value;
+}
+
+function integer(text: string): number {
+  const value = decimal(text);
+  if (!Number.isSafeInteger(value)) throw new InvalidArgumentError("Expected an integer.");
+  return value;
+}
+
+function append(text: string, earlier: string[] | undefined): string[] {
+  return [...(earlier ?? []), text];
+}
+
+/** The options that every command understands. */
+function command(parent: Command, usage: string, description: string): Command {
+  return parent
+    .command(usage)
+    .description(description)
+    .option("--threads <n>", "cores to use (default: all that this process may use)", integer)
+    .addOption(new Option("--isa <name>", "instruction set to use (default: the best one)").choices(isas))
+    .option("--offline", "never use the network")
+    .option("--json", "print one JSON object on standard output and nothing else there")
+    .option("--verbose", "print statistics and stack traces on standard error");
+}
+
+function describeProgram(): Command {
+  const program = new Command("tokenloom").description("Runs language models on handwritten SIMD kernels.").version(version).exitOverride();
+
+  command(program, "run", "answer a prompt, or chat where there is none")
+    .argument("<model>", "path of a .gguf file or a safetensors folder, or the name of a known model")
+    .argument("[prompt]", "text to continue; read from standard input where that is not a terminal")
+    .option("--chat", "send the prompt through the model's chat template")
+    .option("--system <text>", "system message; implies --chat")
+    .option("--temperature <t>", "0 takes the likeliest token each time (default: 0)", decimal)
+    .option("--top-k <k>", "sample among the k likeliest tokens", integer)
+    .option("--top-p <p>", "sample among the likeliest tokens of this total probability", decimal)
+    .option("--min-p <p>", "sample among tokens at least this fraction as likely as the likeliest", decimal)
+    .option("--repeat-penalty <x>", "divide the logits of recent tokens by this", decimal)
+    .option("--seed <n>", "seed of the random numbers", integer)
+    .option("--max-tokens <n>", "length limit of the answer", integer)
+    .option("--stop <text>", "end the answer before this text; may be given several times", append)
+    .action(async (model, prompt, options) => (await import("./run.js")).run(model, prompt, options));
+
+  command(program, "info", "describe a model file, or this machine with --devices")
+    .argument("[model]", "path or name of a model")
+    .option("--devices", "list instruction sets and devices instead")
+    .action(async (model, options, self: Command) => {
+      if (model === undefined && options.devices !== true) self.error("error: missing required argument 'model' (or --devices)");
+      await (await import("./info.js")).info(model, options);
+    });
+
+  command(program, "score", "teacher-forced log-probabilities and perplexity of a text")
+    .argument("<model>", "path or name of a model")
+    .option("--file <path>", "text to score, UTF-8; - for standard input")
+    .option("--ids <json>", "token ids to score: a JSON array, or a file that holds one")
+    .option("--top <n>", "how many of the best logits to give for each position", integer, 20)
+    .action(async (model, options, self: Command) => {
+      if ((options.file === undefined) === (options.ids === undefined)) self.error("error: expected one of --file and --ids");
+      await (await import("./score.js")).score(model, options);
+    });
+
+  command(program, "bench", "measure this machine on a model")
+    .argument("<model>", "path or name of a model")
+    .option("--prompt-tokens <n>", "length of the prompt", integer, 512)
+    .option("--tokens <n>", "tokens to generate", integer, 128)
+    .option("--context <n>", "tokens held when generation is measured again; 0 leaves that out", integer, 1800)
+    .option("--runs <n>", "best of so many", integer, 3)
+    .action(async (model, options) => (await import("./bench.js")).bench(model, options));
+
+  return program;
+}
+
+quietOnBrokenPipe();
+try {
+  await describeProgram().parseAsync();
+} catch (error) {
+  if (error instanceof CommanderError) process.exitCode = error.exitCode === 0 ? 0 : 2;
+  else fail(error, process.argv.includes("--verbose"));
+}

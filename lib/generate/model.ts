@@ -1,0 +1,213 @@
+import { basename } from "node:path";
+import { AbortError, DisposedError, invalidArgument, ModelFormatError } from "../errors.js";
+import type { CompiledGraph } from "../graph/compile.js";
+import { describeDecoder } from "../models/architectures.js";
+import type { DecoderConfig } from "../models/config.js";
+import { DecoderGraphs, loadDecoder, type Decoder } from "../models/decoder.js";
+import { locateModel } from "../models/fetch.js";
+import type { ModelFile } from "../models/file.js";
+import { openModel } from "../models/open.js";
+import { WeightLoader } from "../models/weights.js";
+import { callNative, dtypeCode, native, type NativeHandle } from "../native.js";
+import { threadCount } from "../schedule.js";
+import { chatTemplateOf, renderChat, type ChatMessage } from "../tokenizer/template.js";
+import { createTokenizer, type EncodeOptions, type Tokenizer } from "../tokenizer/tokenizer.js";
+import { checkCallback, checkIds, checkPrompt, checkSignal, mostHistory } from "./options.js";
+import { scoreIds, scoreTokens, type Score, type ScoreOptions } from "./score.js";
+import { chunkTokens, Session, type SessionOptions } from "./session.js";
+
+export interface LoadProgress {
+  readonly stage: "fetch" | "read" | "tokenizer" | "weights";
+  readonly loaded: number;
+  /** 0 where the whole is not known. */
+  readonly total: number;
+}
+
+export interface LoadOptions {
+  readonly onProgress?: ((progress: LoadProgress) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+  /** Cores to use for loading and, by default, for sessions. */
+  readonly threads?: number | undefined;
+  /** Most tokens a session may hold; by default what the model was trained for. */
+  readonly contextLength?: number | undefined;
+  /** Element type of cached keys and values. Default "f16". */
+  readonly cacheType?: "f32" | "f16" | "bf16" | undefined;
+  /** Most bytes that all sessions' caches may hold together; a session that needs more gets OutOfMemoryError. Default: no limit. */
+  readonly cacheBytes?: number | undefined;
+  /** Never use the network. */
+  readonly offline?: boolean | undefined;
+}
+
+/** The graphs of a model, each compiled at first use. */
+class ModelGraphs {
+  private readonly made = new Map<string, CompiledGraph>();
+  constructor(private readonly build: DecoderGraphs) {}
+
+  private once(key: string, make: () => CompiledGraph): CompiledGraph {
+    let graph = this.made.get(key);
+    if (!graph) this.made.set(key, (graph = make()));
+    return graph;
+  }
+  get prefill(): CompiledGraph {
+    return this.once("prefill", () => this.build.prefill(chunkTokens));
+  }
+  get generate(): CompiledGraph {
+    return this.once("generate", () => this.build.generate(chunkTokens, mostHistory));
+  }
+  score(top: number): CompiledGraph {
+    return this.once(`score ${top}`, () => this.build.score(scoreTokens, top));
+  }
+  dispose(): void {
+    for (const graph of this.made.values()) graph.dispose();
+  }
+}
+
+/** A decoder language model in memory: weights, tokenizer, compiled graphs. Made by loadModel(). */
+export class LanguageModel implements Disposable {
+  readonly name: string;
+  readonly path: string;
+  readonly format: "gguf" | "safetensors";
+  readonly config: DecoderConfig;
+  readonly tokenizer: Tokenizer;
+  /** The template source for conversations, where the model has one. */
+  readonly chatTemplate: string | undefined;
+  readonly contextLength: number;
+  readonly threads: number;
+  /** Bytes of packed weights. */
+  readonly weightBytes: number;
+  readonly loadMs: number;
+  /** @internal */
+  readonly graphs: ModelGraphs;
+  /** @internal */
+  readonly pool: NativeHandle;
+  private disposed = false;
+
+  /** @internal */
+  constructor(parts: { file: ModelFile; decoder: Decoder; loader: WeightLoader; tokenizer: Tokenizer; template: string | undefined; contextLength: number; loadMs: number; options: LoadOptions }) {
+    const { file, decoder, loader, tokenizer, template, contextLength, loadMs, options } = parts;
+    const { config } = decoder;
+    this.name = config.name === "" ? basename(file.path) : config.name;
+    this.path = file.path;
+    this.format = file.format;
+    this.config = config;
+    this.tokenizer = tokenizer;
+    this.chatTemplate = template;
+    this.contextLength = contextLength;
+    this.threads = threadCount(options.threads);
+    this.weightBytes = loader.bytes;
+    this.loadMs = loadMs;
+    this.loader = loader;
+    this.graphs = new ModelGraphs(new DecoderGraphs(decoder, contextLength));
+    this.pool = callNative(() => native.createPool(config.layers.length, config.kvHeads, config.headDim, dtypeCode[options.cacheType ?? "f16"], options.cacheBytes ?? 0));
+    // Compiled here, so that the first token does not wait for it.
+    void this.graphs.generate;
+  }
+  private readonly loader: WeightLoader;
+
+  get isDisposed(): boolean {
+    return this.disposed;
+  }
+
+  private check(): void {
+    if (this.disposed) throw new DisposedError("This model");
+  }
+
+  /** A new, empty session. Sessions share the weights and nothing else. */
+  session(options: SessionOptions = {}): Session {
+    this.check();
+    return new Session(this, this.pool, options.threads === undefined ? undefined : threadCount(options.threads));
+  }
+
+  /** Token ids of a text. `special` also recognises special tokens written out in it (off: they are plain text). */
+  tokenize(text: string, options?: EncodeOptions): number[] {
+    this.check();
+    if (typeof text !== "string") throw invalidArgument("text", "a string", text);
+    return this.tokenizer.encode(text, options);
+  }
+
+  /** The text of token ids; special tokens are left out unless `special`. */
+  detokenize(ids: readonly number[], options?: { readonly special?: boolean }): string {
+    this.check();
+    if (!Array.isArray(ids)) throw invalidArgument("ids", "an array of token ids", ids);
+    checkIds("ids", ids, this.config.vocabulary);
+    return this.tokenizer.decode(ids, options);
+  }
+
+  /** The text that the model's template makes of a conversation. Throws where the model has no template. */
+  applyChatTemplate(messages: readonly ChatMessage[], options: { readonly addGenerationPrompt?: boolean } = {}): string {
+    this.check();
+    checkPrompt(messages, this.config.vocabulary);
+    if (this.chatTemplate === undefined) throw new ModelFormatError("The model has no chat template: pass plain text instead of messages", { file: this.path });
+    const { tokenizer } = this;
+    return renderChat(this.chatTemplate, messages, { addGenerationPrompt: options.addGenerationPrompt ?? false, bosToken: tokenizer.bosToken, eosToken: tokenizer.eosToken });
+  }
+
+  /** What the model predicts along a given text: log-probabilities, largest logits, perplexity. */
+  async score(input: string | readonly number[], options: ScoreOptions = {}): Promise<Score> {
+    this.check();
+    const { top = 20 } = options;
+    if (!Number.isInteger(top) || top < 1 || top > Math.min(1024, this.config.vocabulary)) throw invalidArgument("options.top", `an integer from 1 to ${Math.min(1024, this.config.vocabulary)}`, top);
+    checkSignal("options.signal", options.signal);
+    checkCallback("options.onProgress", options.onProgress);
+    checkPrompt(input, this.config.vocabulary);
+    const ids = typeof input === "string" ? await this.tokenizer.encodeAsync(input, { bos: this.tokenizer.addBos, signal: options.signal }) : input;
+    return scoreIds(this, ids, top, options);
+  }
+
+  /** Frees the weights once no run uses them. Sessions of this model cannot go on. */
+  dispose(): void {
+    if (this.disposed) return;
+    this.disposed = true;
+    this.graphs.dispose();
+    this.loader.release();
+    native.release(this.pool);
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+function checkLoadOptions(options: LoadOptions): void {
+  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object", options);
+  checkSignal("options.signal", options.signal);
+  checkCallback("options.onProgress", options.onProgress);
+  threadCount(options.threads);
+  const { cacheType, contextLength, cacheBytes } = options;
+  if (cacheType !== undefined && !["f32", "f16", "bf16"].includes(cacheType)) throw invalidArgument("options.cacheType", "'f32', 'f16' or 'bf16'", cacheType);
+  if (contextLength !== undefined && (!Number.isSafeInteger(contextLength) || contextLength < 1)) throw invalidArgument("options.contextLength", "a positive integer", contextLength);
+  if (cacheBytes !== undefined && (!Number.isSafeInteger(cacheBytes) || cacheBytes < 1)) throw invalidArgument("options.cacheBytes", "a positive integer", cacheBytes);
+}
+
+/**
+ * Loads a model from a GGUF file, a safetensors file or folder, or by a known name such as "smollm2-135m-instruct", which
+ * is looked for in TOKENLOOM_MODELS and the user's cache folder and fetched if it is in neither. Weights are repacked for
+ * this machine's instruction set off the event loop. Throws ModelFormatError for files that break their format, lack
+ * tensors or have an unknown architecture.
+ */
+export async function loadModel(nameOrPath: string, options: LoadOptions = {}): Promise<LanguageModel> {
+  if (typeof nameOrPath !== "string" || nameOrPath === "") throw invalidArgument("nameOrPath", "a path or a known model name", nameOrPath);
+  checkLoadOptions(options);
+  const { signal, onProgress } = options;
+  if (signal?.aborted) throw new AbortError(signal.reason);
+  const info = native.info();
+  if (!info.requestedIsaIsValid) throw invalidArgument("TOKENLOOM_ISA", `one of ${info.available.join(", ")}`, process.env["TOKENLOOM_ISA"]);
+  const path = await locateModel(nameOrPath, { signal, offline: options.offline, onProgress: onProgress && (({ loaded, total }) => onProgress({ stage: "fetch", loaded, total })) });
+  const started = performance.now();
+  onProgress?.({ stage: "read", loaded: 0, total: 0 });
+  const file = await openModel(path, { signal });
+  const description = describeDecoder(file);
+  const total = [...file.tensors.values()].reduce((sum, tensor) => sum + tensor.byteLength, 0);
+  const loader = new WeightLoader(file, { signal, threads: options.threads, onBytes: (loaded) => onProgress?.({ stage: "weights", loaded: Math.min(loaded, total), total }) });
+  try {
+    const decoder = await loadDecoder(description, loader);
+    onProgress?.({ stage: "tokenizer", loaded: 0, total: 0 });
+    const tokenizer = await createTokenizer(file, { signal });
+    const contextLength = Math.min(options.contextLength ?? Infinity, description.config.contextLength);
+    return new LanguageModel({ file, decoder, loader, tokenizer, template: await chatTemplateOf(file), contextLength, loadMs: performance.now() - started, options });
+  } catch (error) {
+    loader.release();
+    throw error;
+  }
+}
+

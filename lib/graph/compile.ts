@@ -1,0 +1,135 @@
+import { ArgumentError, invalidArgument, ShapeError } from "../errors.js";
+import { callNative, dtypeCode, native, type Bytes, type NativeHandle } from "../native.js";
+import { NativeResource } from "../resource.js";
+import { schedule, type RunOptions } from "../schedule.js";
+import { dimWords, shapeText, Symbolic } from "./dims.js";
+import { Scalar, type Graph, type Node, type Parameter } from "./graph.js";
+import { planArena, type ArenaPlan } from "./plan.js";
+import { elementBytes, type Value } from "./value.js";
+
+const magic = 0x746c6f6f6d, version = 1;
+
+export interface CompileOptions {
+  /** The binding that holds the KV cache and the symbol that says how many tokens a run appends to it. */
+  readonly cache?: { readonly binding: Value; readonly newTokens: Symbolic };
+}
+
+/** What one run gives: symbols and scalars by name, memory for each binding by name (null leaves an optional one out). */
+export interface RunInputs {
+  readonly symbols?: Readonly<Record<string, number>>;
+  readonly bindings: Readonly<Record<string, Bytes | NativeHandle | null>>;
+  readonly scalars?: Readonly<Record<string, number>>;
+}
+
+function encodeView(words: number[], view: Value | undefined, offsets: ReadonlyMap<number, number>): void {
+  if (!view) {
+    words.push(0);
+    return;
+  }
+  const { storage } = view;
+  const kind = storage.kind === "arena" ? 1 : storage.kind === "constant" ? 2 : 3;
+  const offset = storage.kind === "arena" ? offsets.get(storage.id)! + view.offset * elementBytes[view.type] : view.offset;
+  words.push(kind, storage.kind === "arena" ? 0 : storage.index, -1, 0, offset, dtypeCode[view.type], view.rank);
+  view.dims.forEach((dim, i) => words.push(...dimWords(dim), view.strides[i]!));
+}
+
+function encodeParameter(words: number[], parameter: Parameter): void {
+  if (parameter instanceof Symbolic) words.push(1, parameter.index);
+  else if (parameter instanceof Scalar) words.push(2, parameter.index);
+  else words.push(0, parameter);
+}
+
+function encode(graph: Graph, plan: ArenaPlan, options: CompileOptions): Float64Array {
+  const offsets = new Map(plan.placements.map(({ id, offset }) => [id, offset]));
+  const cache = options.cache;
+  const binding = cache?.binding.storage.kind === "binding" ? cache.binding.storage.index : -1;
+  const words: number[] = [
+    magic, version, graph.symbols.length, graph.constants.length, graph.bindings.length, graph.scalars.length, plan.bytes, graph.nodes.length,
+    binding, cache?.newTokens.index ?? -1,
+  ];
+  for (const { type } of graph.bindings) words.push(dtypeCode[type]);
+  for (const node of graph.nodes) {
+    words.push(node.code);
+    for (const view of node.views) encodeView(words, view, offsets);
+    for (const parameter of node.parameters) encodeParameter(words, parameter);
+  }
+  return Float64Array.from(words);
+}
+
+function explainNode(node: Node, index: number, offsets: ReadonlyMap<number, number>): string {
+  const show = (view: Value | undefined): string => {
+    if (!view) return "–";
+    const place = view.storage.kind === "arena" ? `@${offsets.get(view.storage.id)}` : view.storage.kind === "constant" ? `const ${view.name}` : `bind ${view.name}`;
+    return `${view.type}${shapeText(view.dims)} ${place}`;
+  };
+  const inputs = node.views.slice(0, node.inputs).map(show).join(", "), outputs = node.views.slice(node.inputs).map(show).join(", ");
+  return `${String(index).padStart(4)}  ${node.name}: ${node.op.name}(${inputs}) → ${outputs === "" ? "cache" : outputs}`;
+}
+
+/** A compiled graph: one native call a run, off the event loop. */
+export class CompiledGraph extends NativeResource {
+  readonly name: string;
+  readonly plan: ArenaPlan;
+  private readonly graph: Graph;
+
+  constructor(graph: Graph, options: CompileOptions = {}) {
+    const plan = planArena(graph);
+    const handle = callNative(() => native.createProgram(encode(graph, plan, options), graph.constants.map((constant) => constant.handle)));
+    super(`graph ${graph.name}`, handle);
+    // The program holds its constants itself; those made for this graph alone need no other owner.
+    for (const constant of graph.constants) if (constant.owned) native.release(constant.handle);
+    this.name = graph.name;
+    this.plan = plan;
+    this.graph = graph;
+  }
+
+  /** Runs once. Rejects with a typed error; nothing is half-appended to a cache then. */
+  run(inputs: RunInputs, options: RunOptions = {}): Promise<void> {
+    const { graph } = this;
+    const symbols = Float64Array.from(graph.symbols, (symbol) => this.symbolValue(symbol, inputs.symbols?.[symbol.name]));
+    const scalars = Float64Array.from(graph.scalars, (scalar) => {
+      const value = inputs.scalars?.[scalar.name];
+      if (typeof value !== "number") throw invalidArgument(`scalars.${scalar.name}`, "a number", value);
+      return value;
+    });
+    const bindings = graph.bindings.map(({ name }) => {
+      const value = inputs.bindings[name];
+      if (value === undefined) throw new ArgumentError(`bindings.${name}`, `Expected memory or null for bindings.${name} of graph ${this.name} but received undefined`);
+      return value;
+    });
+    return this.during(() => schedule((threads, cancel) => native.run(this.handle, symbols, bindings, scalars, threads, cancel), options));
+  }
+
+  private symbolValue(symbol: Symbolic, value: number | undefined): number {
+    if (!Number.isSafeInteger(value) || value! < 0) throw invalidArgument(`symbols.${symbol.name}`, "a non-negative integer", value);
+    if (value! > symbol.max) throw new ShapeError(this.name, symbol.name, `Expected at most ${symbol.max} for symbol ${symbol.name} of graph ${this.name} but received ${value}`);
+    return value!;
+  }
+
+  /** Ops with shapes and arena offsets, live ranges, and the peak. */
+  explain(): string {
+    const offsets = new Map(this.plan.placements.map(({ id, offset }) => [id, offset]));
+    const total = this.plan.placements.reduce((sum, { bytes }) => sum + bytes, 0);
+    return [
+      `graph ${this.name}: ${this.graph.nodes.length} ops, arena ${this.plan.bytes} bytes for values of ${total} bytes`,
+      `symbols: ${this.graph.symbols.map((symbol) => `${symbol.name} ≤ ${symbol.max}`).join(", ") || "none"}`,
+      ...this.graph.nodes.map((node, index) => explainNode(node, index, offsets)),
+      ...this.plan.placements.map(({ name, offset, bytes, first, last }) => `      ${name}: bytes ${offset} … ${offset + bytes}, ops ${first} … ${last}`),
+    ].join("\n");
+  }
+
+  /** The arena over time: one bar a value, bytes upwards, ops to the right. */
+  toSvg(): string {
+    const width = 900, height = 400, ops = Math.max(1, this.graph.nodes.length), bytes = Math.max(1, this.plan.bytes);
+    const escape = (text: string): string => text.replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
+    const bars = this.plan.placements.map(({ name, offset, bytes: size, first, last }, i) => {
+      const x = (first / ops) * width, w = ((last - first + 1) / ops) * width, h = (size / bytes) * height, y = height - (offset / bytes) * height - h;
+      return `<rect x="${x.toFixed(1)}" y="${y.toFixed(1)}" width="${w.toFixed(1)}" height="${h.toFixed(1)}" fill="hsl(${(i * 47) % 360} 60% 70%)" stroke="#333" stroke-width=".3"><title>${escape(name)}: ${size} bytes</title></rect>`;
+    });
+    return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" role="img" aria-label="live ranges of graph ${escape(this.name)}">${bars.join("")}</svg>`;
+  }
+}
+
+export function compile(graph: Graph, options: CompileOptions = {}): CompiledGraph {
+  return new CompiledGraph(graph, options);
+}

@@ -1,0 +1,58 @@
+/** A size that is known when a graph runs: `n` new tokens, `batch` sequences. `max` bounds it, so that memory can be planned. */
+export class Symbolic {
+  constructor(readonly name: string, readonly index: number, readonly max: number) {}
+}
+
+/** symbol · multiply + add: all that shapes of transformers need. */
+export interface Affine {
+  readonly symbol: Symbolic;
+  readonly multiply: number;
+  readonly add: number;
+}
+
+export type Dim = number | Symbolic | Affine;
+
+function parts(dim: Dim): { symbol: Symbolic | undefined; multiply: number; add: number } {
+  if (typeof dim === "number") return { symbol: undefined, multiply: 0, add: dim };
+  if (dim instanceof Symbolic) return { symbol: dim, multiply: 1, add: 0 };
+  return dim;
+}
+
+export function dimEquals(a: Dim, b: Dim): boolean {
+  const x = parts(a), y = parts(b);
+  return x.symbol === y.symbol && x.multiply === y.multiply && x.add === y.add;
+}
+
+export function dimTimes(dim: Dim, factor: number): Dim {
+  if (typeof dim === "number") return dim * factor;
+  const { symbol, multiply, add } = parts(dim);
+  return { symbol: symbol!, multiply: multiply * factor, add: add * factor };
+}
+
+/** The largest value a dim can take. */
+export function dimMax(dim: Dim): number {
+  const { symbol, multiply, add } = parts(dim);
+  return (symbol?.max ?? 0) * multiply + add;
+}
+
+export function dimText(dim: Dim): string {
+  const { symbol, multiply, add } = parts(dim);
+  if (!symbol) return String(add);
+  return `${multiply === 1 ? "" : `${multiply}·`}${symbol.name}${add === 0 ? "" : ` + ${add}`}`;
+}
+
+export function shapeText(dims: readonly Dim[]): string {
+  return `[${dims.map(dimText).join(", ")}]`;
+}
+
+/** The three words of the program encoding: symbol index or −1, multiply, add. */
+export function dimWords(dim: Dim): [number, number, number] {
+  const { symbol, multiply, add } = parts(dim);
+  return [symbol?.index ?? -1, multiply, add];
+}
+
+/** The value of a dim under given symbol values. */
+export function dimValue(dim: Dim, symbols: ArrayLike<number>): number {
+  const { symbol, multiply, add } = parts(dim);
+  return (symbol ? symbols[symbol.index]! : 0) * multiply + add;
+}

@@ -1,0 +1,87 @@
+import type { Graph } from "./graph.js";
+
+/** Where one arena value lies, and from which op to which. */
+export interface Placement {
+  readonly id: number;
+  readonly name: string;
+  readonly bytes: number;
+  readonly offset: number;
+  readonly first: number;
+  readonly last: number;
+}
+
+export interface ArenaPlan {
+  readonly bytes: number;
+  readonly placements: readonly Placement[];
+}
+
+const alignment = 64;
+const align = (bytes: number): number => Math.ceil(bytes / alignment) * alignment;
+
+interface Range {
+  first: number;
+  last: number;
+  bytes: number;
+}
+
+function liveRanges(graph: Graph): Map<number, Range> {
+  const ranges = new Map<number, Range>();
+  graph.nodes.forEach((node, index) => {
+    for (const view of node.views) {
+      if (view?.storage.kind !== "arena") continue;
+      const range = ranges.get(view.storage.id);
+      if (range) range.last = index;
+      else ranges.set(view.storage.id, { first: index, last: index, bytes: align(view.storage.bytes) });
+    }
+  });
+  return ranges;
+}
+
+/** Storages that may share one place because the second overwrites the first where that ends: id → representative's id. */
+function mergeInPlace(graph: Graph, ranges: Map<number, Range>): Map<number, number> {
+  const representative = new Map<number, number>();
+  const find = (id: number): number => {
+    const next = representative.get(id);
+    return next === undefined ? id : find(next);
+  };
+  graph.nodes.forEach((node, index) => {
+    if (!node.mayOverwrite) return;
+    const [output, input] = node.mayOverwrite.map(find) as [number, number];
+    const from = ranges.get(input), to = ranges.get(output);
+    if (output === input || !from || !to || from.last !== index || to.first !== index || to.bytes > from.bytes) return;
+    from.last = to.last;
+    ranges.delete(output);
+    representative.set(output, input);
+  });
+  return new Map(graph.storages.map(({ id }) => [id, find(id)]));
+}
+
+/**
+ * Best fit over live ranges: the largest values first, each into the smallest gap that stays free during its life.
+ * Values whose lives do not overlap share bytes.
+ */
+export function planArena(graph: Graph): ArenaPlan {
+  const ranges = liveRanges(graph);
+  const representative = mergeInPlace(graph, ranges);
+  const placed: { id: number; range: Range; offset: number }[] = [];
+  const order = [...ranges].sort(([a, x], [b, y]) => y.bytes - x.bytes || x.first - y.first || a - b);
+  for (const [id, range] of order) {
+    const busy = placed.filter((other) => other.range.first <= range.last && range.first <= other.range.last).sort((a, b) => a.offset - b.offset);
+    let best = -1, bestGap = Infinity, end = 0;
+    for (const other of busy) {
+      const gap = other.offset - end;
+      if (gap >= range.bytes && gap < bestGap) {
+        best = end;
+        bestGap = gap;
+      }
+      end = Math.max(end, other.offset + other.range.bytes);
+    }
+    placed.push({ id, range, offset: best >= 0 ? best : end });
+  }
+  const offsets = new Map(placed.map(({ id, range, offset }) => [id, { range, offset }]));
+  const placements = graph.storages.flatMap(({ id, name, bytes }) => {
+    const place = offsets.get(representative.get(id) ?? id);
+    return place ? [{ id, name, bytes, offset: place.offset, first: place.range.first, last: place.range.last }] : [];
+  });
+  return { bytes: placed.reduce((most, { range, offset }) => Math.max(most, offset + range.bytes), 0), placements };
+}

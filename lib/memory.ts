@@ -1,0 +1,33 @@
+import { native } from "./native.js";
+
+/** Native bytes by owner, of this process. */
+export interface MemoryUse {
+  /** Intermediate values: one arena, shared by all runs, which take turns. */
+  readonly arena: number;
+  readonly weights: number;
+  readonly cache: number;
+  /** Tiles of kernels, one block a thread. */
+  readonly scratch: number;
+  readonly tensors: number;
+  /** Native objects that JavaScript holds. */
+  readonly handles: number;
+}
+
+/** Who holds how many native bytes. */
+export function memory(): MemoryUse {
+  const { arena, weight, cache, scratch, tensor, handles } = native.memory();
+  return { arena, weights: weight, cache, scratch, tensors: tensor, handles };
+}
+
+export interface SystemInfo {
+  /** Instruction set in use: "scalar", "avx2", "avx512", "avx512bf16" or "neon"; TOKENLOOM_ISA forces one. */
+  readonly isa: string;
+  readonly availableIsas: readonly string[];
+  /** Cores that this process may use. */
+  readonly cores: number;
+}
+
+export function systemInfo(): SystemInfo {
+  const { isa, available, cores } = native.info();
+  return { isa, availableIsas: available, cores };
+}

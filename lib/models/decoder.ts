@@ -1,0 +1,229 @@
+import { compile, type CompiledGraph } from "../graph/compile.js";
+import { Graph } from "../graph/graph.js";
+import type { Symbolic } from "../graph/dims.js";
+import type { Value } from "../graph/value.js";
+import { add, convert, gatedActivation, softcap } from "../ops/activation.js";
+import { cacheAppend, cachedAttention } from "../ops/cache.js";
+import { embedding, gatherRows } from "../ops/embedding.js";
+import { matmul } from "../ops/matmul.js";
+import { headNorm, rmsNorm } from "../ops/norm.js";
+import { rope, ropeFrequencies, ropeTable, type RopeConfig } from "../ops/rope.js";
+import { logProb, sample, topK } from "../ops/sample.js";
+import type { DecoderConfig, DecoderDescription, LayerWeights, WeightPart } from "./config.js";
+import type { PackedWeight, Vector, WeightLoader } from "./weights.js";
+
+/** Weights whose rows follow one another in one output, with their biases. */
+interface Projection {
+  readonly weights: readonly PackedWeight[];
+  readonly bias: Vector | undefined;
+}
+
+interface Layer {
+  readonly attentionNorm: Vector;
+  readonly queryKeyValue: Projection;
+  readonly queryNorm: Vector | undefined;
+  readonly keyNorm: Vector | undefined;
+  readonly attentionOutput: Projection;
+  readonly attentionPostNorm: Vector | undefined;
+  readonly feedForwardNorm: Vector;
+  readonly gateUp: Projection;
+  readonly down: Projection;
+  readonly feedForwardPostNorm: Vector | undefined;
+}
+
+/** A decoder's weights in memory. */
+export interface Decoder {
+  readonly config: DecoderConfig;
+  readonly embedding: PackedWeight;
+  readonly outputNorm: Vector;
+  readonly output: PackedWeight;
+  readonly layers: readonly Layer[];
+}
+
+/** Neighbouring parts of one storage type become one weight: one matmul computes them together. */
+async function projection(loader: WeightLoader, parts: readonly WeightPart[], biases: readonly (string | undefined)[] = []): Promise<Projection> {
+  const groups: WeightPart[][] = [];
+  for (const part of parts) {
+    const last = groups.at(-1);
+    if (last && loader.storageOf(last[0]!) === loader.storageOf(part)) last.push(part);
+    else groups.push([part]);
+  }
+  const weights: PackedWeight[] = [];
+  for (const group of groups) weights.push(await loader.weight(group));
+  const names = biases.filter((name): name is string => name !== undefined);
+  return { weights, bias: names.length > 0 ? await loader.vector(...names) : undefined };
+}
+
+async function loadLayer(loader: WeightLoader, names: LayerWeights): Promise<Layer> {
+  const optional = async (name: string | undefined): Promise<Vector | undefined> => (name === undefined ? undefined : await loader.vector(name));
+  return {
+    attentionNorm: await loader.vector(names.attentionNorm),
+    queryKeyValue: await projection(loader, [names.query, names.key, names.value], [names.queryBias, names.keyBias, names.valueBias]),
+    queryNorm: await optional(names.queryNorm),
+    keyNorm: await optional(names.keyNorm),
+    attentionOutput: await projection(loader, [names.attentionOutput]),
+    attentionPostNorm: await optional(names.attentionPostNorm),
+    feedForwardNorm: await loader.vector(names.feedForwardNorm),
+    gateUp: await projection(loader, [names.gate, names.up]),
+    down: await projection(loader, [names.down]),
+    feedForwardPostNorm: await optional(names.feedForwardPostNorm),
+  };
+}
+
+export async function loadDecoder(description: DecoderDescription, loader: WeightLoader): Promise<Decoder> {
+  const { config, weights } = description;
+  const table = await loader.weight([loader.wholeTensor(weights.embedding)]);
+  const layers: Layer[] = [];
+  for (const names of weights.layers) layers.push(await loadLayer(loader, names));
+  return {
+    config,
+    embedding: table,
+    outputNorm: await loader.vector(weights.outputNorm),
+    output: weights.output ? await loader.weight([weights.output]) : table,
+    layers,
+  };
+}
+
+/** One row block in both forms that matmuls read: f32, and quantised where a weight is. Each is made once. */
+class Rows {
+  private quantized: Value | undefined;
+  private plain: Value | undefined;
+
+  constructor(private readonly make: (as: "f32" | "q8") => Value) {}
+
+  for(weight: PackedWeight): Value {
+    return weight.quantized ? (this.quantized ??= this.make("q8")) : (this.plain ??= this.make("f32"));
+  }
+
+  /** Rows that exist as f32 already. */
+  static of(x: Value): Rows {
+    return new Rows((as) => (as === "q8" ? convert(x, "q8") : x));
+  }
+}
+
+/** Builds the graphs of one decoder over shared weights. */
+export class DecoderGraphs {
+  constructor(private readonly decoder: Decoder, private readonly contextLength: number) {}
+
+  /** Hidden states of n new tokens; their keys and values go to the cache. */
+  private body(graph: Graph, n: Symbolic): { hidden: Value; cache: Value } {
+    const { config, layers } = this.decoder;
+    const ids = graph.binding("ids", "i32", [n]), positions = graph.binding("positions", "i32", [n]), cache = graph.binding("cache", "cache", []);
+    const tables = new Map<string, Value>();
+    const tableFor = (config_: RopeConfig): Value => {
+      const key = JSON.stringify(config_);
+      let table = tables.get(key);
+      if (!table) tables.set(key, (table = ropeTable(positions, ropeFrequencies(config_, this.contextLength))));
+      return table;
+    };
+    for (const layer of config.layers) tableFor(layer.rope);
+    let hidden = embedding(this.weight(graph, "embedding", this.decoder.embedding), ids, { scale: config.embeddingScale });
+    layers.forEach((layer, index) => {
+      hidden = graph.scope(`layer${index}`, () => {
+        const attended = this.attention(graph, layer, index, hidden, cache, tableFor(config.layers[index]!.rope));
+        return this.feedForward(graph, layer, attended);
+      });
+    });
+    return { hidden, cache };
+  }
+
+  private weight(graph: Graph, name: string, weight: PackedWeight): Value {
+    return graph.weight(name, weight);
+  }
+
+  private vector(graph: Graph, name: string, vector: Vector): Value {
+    return graph.shared(name, "f32", [vector.length], vector.handle);
+  }
+
+  private norm(graph: Graph, name: string, x: Value, weight: Vector, as: "f32" | "q8"): Value {
+    const { normEpsilon, normOffset } = this.decoder.config;
+    return rmsNorm(x, this.vector(graph, name, weight), { epsilon: normEpsilon, weightOffset: normOffset, as, name });
+  }
+
+  /** x times all weights of a projection, side by side in one output. */
+  private project(graph: Graph, name: string, x: Rows, { weights, bias }: Projection): Value {
+    const biasValue = bias && this.vector(graph, `${name}.bias`, bias);
+    if (weights.length === 1) return matmul(x.for(weights[0]!), this.weight(graph, name, weights[0]!), { bias: biasValue, name });
+    const total = weights.reduce((sum, weight) => sum + weight.rows, 0), n = x.for(weights[0]!).dims[0]!;
+    const out = graph.buffer(name, "f32", [n, total]);
+    let begin = 0;
+    for (const weight of weights) {
+      const columns = biasValue?.columns(begin, weight.rows);
+      matmul(x.for(weight), this.weight(graph, name, weight), { bias: columns, into: out.columns(begin, weight.rows), name });
+      begin += weight.rows;
+    }
+    return out;
+  }
+
+  /** x plus a projection of `from`: in one op where no norm stands between. */
+  private addProjection(graph: Graph, name: string, x: Value, from: Rows, { weights }: Projection, postNorm: Vector | undefined): Value {
+    const weight = weights[0]!;
+    if (!postNorm) return matmul(from.for(weight), this.weight(graph, name, weight), { residual: x, name });
+    const projected = matmul(from.for(weight), this.weight(graph, name, weight), { name });
+    return add(x, this.norm(graph, `${name}.postNorm`, projected, postNorm, "f32"), { name: `${name}.residual` });
+  }
+
+  private attention(graph: Graph, layer: Layer, index: number, x: Value, cache: Value, table: Value): Value {
+    const { heads, kvHeads, headDim, attentionScale, attentionSoftcap, normEpsilon, normOffset, layers } = this.decoder.config;
+    const normed = new Rows((as) => this.norm(graph, "attentionNorm", x, layer.attentionNorm, as));
+    const all = this.project(graph, "queryKeyValue", normed, layer.queryKeyValue);
+    let query = all.columns(0, heads * headDim).split(heads), key = all.columns(heads * headDim, kvHeads * headDim).split(kvHeads);
+    const value = all.columns((heads + kvHeads) * headDim, kvHeads * headDim).split(kvHeads);
+    const options = { epsilon: normEpsilon, weightOffset: normOffset };
+    if (layer.queryNorm) query = headNorm(query, this.vector(graph, "queryNorm", layer.queryNorm), options);
+    if (layer.keyNorm) key = headNorm(key, this.vector(graph, "keyNorm", layer.keyNorm), options);
+    const { style } = layers[index]!.rope;
+    query = rope(query, table, style, "queryRope");
+    key = rope(key, table, style, "keyRope");
+    cacheAppend(key, value, cache, index);
+    const attended = cachedAttention(query, cache, { layer: index, scale: attentionScale, window: layers[index]!.window, softcap: attentionSoftcap });
+    return this.addProjection(graph, "attentionOutput", x, Rows.of(attended.join()), layer.attentionOutput, layer.attentionPostNorm);
+  }
+
+  private feedForward(graph: Graph, layer: Layer, x: Value): Value {
+    const normed = new Rows((as) => this.norm(graph, "feedForwardNorm", x, layer.feedForwardNorm, as));
+    const gateUp = this.project(graph, "gateUp", normed, layer.gateUp);
+    const activated = new Rows((as) => gatedActivation(gateUp, this.decoder.config.activation, { as, name: "activation" }));
+    return this.addProjection(graph, "down", x, activated, layer.down, layer.feedForwardPostNorm);
+  }
+
+  private logits(graph: Graph, hidden: Value): Value {
+    const { output, outputNorm, config } = this.decoder;
+    const normed = new Rows((as) => this.norm(graph, "outputNorm", hidden, outputNorm, as));
+    const logits = matmul(normed.for(output), this.weight(graph, "output", output), { name: "output" });
+    return config.logitSoftcap === undefined ? logits : softcap(logits, config.logitSoftcap);
+  }
+
+  /** ids, positions → the cache only: all of a prompt but its last piece. */
+  prefill(most: number): CompiledGraph {
+    const graph = new Graph("prefill"), n = graph.symbol("n", most);
+    const { cache } = this.body(graph, n);
+    return compile(graph, { cache: { binding: cache, newTokens: n } });
+  }
+
+  /** ids, positions, history → the cache, and the token drawn behind the last one. */
+  generate(most: number, historyMost: number): CompiledGraph {
+    const graph = new Graph("generate"), n = graph.symbol("n", most), h = graph.symbol("history", historyMost);
+    const { hidden, cache } = this.body(graph, n);
+    const last = graph.binding("last", "i32", [1]), history = graph.binding("history", "i32", [h]);
+    const token = graph.binding("token", "i32", [1]), probability = graph.binding("logProb", "f32", [1]);
+    const scalar = (name: string) => graph.scalar(name);
+    sample(this.logits(graph, gatherRows(hidden, last)), history, { token, logProb: probability }, {
+      temperature: scalar("temperature"), topK: scalar("topK"), topP: scalar("topP"), minP: scalar("minP"),
+      repeatPenalty: scalar("repeatPenalty"), seed: scalar("seed"), stream: scalar("stream"), position: scalar("position"),
+    });
+    return compile(graph, { cache: { binding: cache, newTokens: n } });
+  }
+
+  /** ids, positions, targets → the cache, log-probabilities of the targets, and the `top` largest logits of each row. */
+  score(most: number, top: number): CompiledGraph {
+    const graph = new Graph("score"), n = graph.symbol("n", most);
+    const { hidden, cache } = this.body(graph, n);
+    const logits = this.logits(graph, hidden);
+    topK(logits, {
+      values: graph.binding("values", "f32", [n, top]), indices: graph.binding("indices", "i32", [n, top]), logSumExp: graph.binding("logSumExp", "f32", [n]),
+    });
+    logProb(logits, graph.binding("targets", "i32", [n]), graph.binding("logProb", "f32", [n]));
+    return compile(graph, { cache: { binding: cache, newTokens: n } });
+  }
+}

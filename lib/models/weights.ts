@@ -1,0 +1,113 @@
+import { ModelFormatError } from "../errors.js";
+import { callNative, dtypeCode, native, storageCode, type NativeHandle } from "../native.js";
+import { schedule } from "../schedule.js";
+import type { WeightPart } from "./config.js";
+import type { ModelFile, StorageType, TensorEntry } from "./file.js";
+
+/** A matmul weight in packed form. */
+export interface PackedWeight {
+  readonly handle: NativeHandle;
+  readonly rows: number;
+  readonly columns: number;
+  readonly storage: StorageType;
+  /** Whether activations have to be quantised for it (integer kernels), or stay f32. */
+  readonly quantized: boolean;
+  readonly bytes: number;
+}
+
+/** A vector as a constant of programs. */
+export interface Vector {
+  readonly handle: NativeHandle;
+  readonly length: number;
+}
+
+export interface LoadOptions {
+  readonly signal?: AbortSignal | undefined;
+  readonly threads?: number | undefined;
+  /** Bytes of the file read so far, of all that will be read. */
+  readonly onBytes?: (loaded: number) => void;
+}
+
+const floatTypes: ReadonlySet<StorageType> = new Set(["f32", "f16", "bf16"]);
+
+function entryOf(file: ModelFile, name: string): TensorEntry {
+  const entry = file.tensors.get(name);
+  if (!entry) throw new ModelFormatError(`The model lacks a tensor that its architecture needs`, { tensor: name, file: file.path });
+  return entry;
+}
+
+/** Reads and owns a model's weights: each is packed once and shared by all graphs. */
+export class WeightLoader {
+  readonly handles: NativeHandle[] = [];
+  bytes = 0;
+  private loaded = 0;
+  private readonly packed = new Map<string, Promise<PackedWeight>>();
+
+  constructor(private readonly file: ModelFile, private readonly options: LoadOptions) {}
+
+  storageOf(part: WeightPart): StorageType {
+    return entryOf(this.file, part.tensor).type;
+  }
+
+  wholeTensor(name: string): WeightPart {
+    return { tensor: name, rowBegin: 0, rowEnd: entryOf(this.file, name).shape[0]! };
+  }
+
+  /** Rows of the parts, one after another, as one weight. All parts are of one storage type. The same parts load once. */
+  weight(parts: readonly WeightPart[]): Promise<PackedWeight> {
+    const key = parts.map((part) => `${part.tensor}[${part.rowBegin}:${part.rowEnd}]`).join("+");
+    let loading = this.packed.get(key);
+    if (!loading) this.packed.set(key, (loading = this.load(parts)));
+    return loading;
+  }
+
+  private async load(parts: readonly WeightPart[]): Promise<PackedWeight> {
+    const stored = parts.map((part) => {
+      const entry = entryOf(this.file, part.tensor);
+      const rowBytes = entry.byteLength / entry.shape[0]!;
+      return { path: entry.file, offset: entry.offset + part.rowBegin * rowBytes, rows: part.rowEnd - part.rowBegin, storage: this.code(entry), rowBytes };
+    });
+    const first = entryOf(this.file, parts[0]!.tensor), columns = first.shape[1]!;
+    const { handle, bytes } = await schedule((threads, cancel) => native.loadWeight(stored, columns, threads, cancel), this.options);
+    this.handles.push(handle);
+    this.bytes += bytes;
+    this.report(stored.reduce((sum, part) => sum + part.rows * part.rowBytes, 0));
+    const rows = stored.reduce((sum, part) => sum + part.rows, 0);
+    return { handle, rows, columns, storage: first.type, quantized: !floatTypes.has(first.type), bytes };
+  }
+
+  /** Vectors, one after another, as one f32 constant. */
+  async vector(...names: readonly string[]): Promise<Vector> {
+    const parts: Float32Array[] = [];
+    for (const name of names) {
+      const entry = entryOf(this.file, name), length = entry.shape.reduce((product, dim) => product * dim, 1);
+      parts.push(await schedule(() => native.loadVector({ path: entry.file, offset: entry.offset, rows: 1, storage: this.code(entry) }, length), this.options));
+      this.report(entry.byteLength);
+    }
+    const joined = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
+    let at = 0;
+    for (const part of parts) {
+      joined.set(part, at);
+      at += part.length;
+    }
+    const handle = callNative(() => native.createConstant(joined, dtypeCode.f32));
+    this.handles.push(handle);
+    this.bytes += joined.byteLength;
+    return { handle, length: joined.length };
+  }
+
+  private code(entry: TensorEntry): number {
+    if (entry.type === "i32") throw new ModelFormatError("Expected numbers of a floating or quantised type", { tensor: entry.name, file: entry.file });
+    return storageCode[entry.type];
+  }
+
+  private report(bytes: number): void {
+    this.loaded += bytes;
+    this.options.onBytes?.(this.loaded);
+  }
+
+  release(): void {
+    for (const handle of this.handles.splice(0)) native.release(handle);
+    this.packed.clear();
+  }
+}

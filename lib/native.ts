@@ -1,0 +1,115 @@
+import addon from "#native";
+import { AbortError, ArgumentError, BusyError, DisposedError, ModelFormatError, NumericError, OutOfMemoryError, ShapeError, TokenloomError } from "./errors.js";
+
+/** A native object: weight, vector, program, page pool or cache. Freed by `release`, or by the garbage collector. */
+export interface NativeHandle {
+  readonly __nativeHandle: unique symbol;
+}
+
+/** Any JavaScript memory that a run may read or write. */
+export type Bytes = Float32Array | Int32Array | Uint16Array | Uint8Array | Int8Array | BigInt64Array;
+
+/** The element types of cpp/core/dtype.h, by number. */
+export const dtypeCode = { none: 0, f32: 1, f16: 2, bf16: 3, i8: 4, u8: 5, i32: 6, i64: 7, q8: 8, packed: 9, cache: 10 } as const;
+/** The storage types of cpp/kernels/packed_weight.h, by number. */
+export const storageCode = { f32: 0, f16: 1, bf16: 2, q4_0: 3, q4_1: 4, q5_0: 5, q5_1: 6, q8_0: 7, q2_k: 8, q3_k: 9, q4_k: 10, q5_k: 11, q6_k: 12, iq4_nl: 13 } as const;
+
+export interface NativeOp {
+  readonly name: string;
+  readonly inputs: readonly string[];
+  readonly outputs: readonly string[];
+  readonly parameters: readonly string[];
+}
+
+export interface StoredPart {
+  readonly path: string;
+  readonly offset: number;
+  readonly rows: number;
+  readonly storage: number;
+}
+
+export interface WeightInfo {
+  readonly handle: NativeHandle;
+  readonly bytes: number;
+}
+
+export interface CacheStatistics {
+  /** Tokens held, of the longest head. */
+  readonly tokens: number;
+  readonly bytesHeld: number;
+  readonly bytesShared: number;
+}
+
+/** The whole native surface. Synchronous calls are short; promises run off the event loop. */
+export interface NativeAddon {
+  info(): { isa: string; available: string[]; requestedIsaIsValid: boolean; cores: number; scratchBytes: number };
+  ops(): NativeOp[];
+  memory(): { arena: number; weight: number; cache: number; scratch: number; tensor: number; handles: number };
+  /** Gives the shared arena back to the system; it is made anew when needed. */
+  trim(): void;
+  /** Tests only: makes the n-th allocation from now fail; 0 switches off. Returns how many were made so far. */
+  failAllocation(n: number, andAllLater: boolean): number;
+  /** Frees what a handle holds as soon as no run uses it. Twice is fine. */
+  release(handle: NativeHandle): void;
+  loadWeight(parts: readonly StoredPart[], columns: number, threads: number, cancel: Int32Array): Promise<WeightInfo>;
+  /** Reads a stored vector as f32. */
+  loadVector(part: StoredPart, count: number): Promise<Float32Array>;
+  /** Copies `values` into native memory for use as a constant of programs. */
+  createConstant(values: Bytes, dtype: number): NativeHandle;
+  createProgram(words: Float64Array, constants: readonly NativeHandle[]): NativeHandle;
+  createPool(layers: number, kvHeads: number, headDim: number, element: number, byteLimit: number): NativeHandle;
+  createCache(pool: NativeHandle): NativeHandle;
+  forkCache(cache: NativeHandle): NativeHandle;
+  truncateCache(cache: NativeHandle, tokens: number): void;
+  cacheStatistics(cache: NativeHandle): CacheStatistics;
+  run(
+    program: NativeHandle,
+    symbols: Float64Array,
+    bindings: readonly (Bytes | NativeHandle | null)[],
+    scalars: Float64Array,
+    threads: number,
+    cancel: Int32Array,
+  ): Promise<void>;
+}
+
+export const native: NativeAddon = addon;
+
+interface NativeFailure {
+  readonly status: string;
+  readonly op: string;
+  readonly argument: string;
+  readonly message: string;
+  readonly expected: number;
+  readonly got: number;
+}
+
+function isFailure(error: unknown): error is NativeFailure {
+  return typeof error === "object" && error !== null && typeof (error as { status?: unknown }).status === "string";
+}
+
+/** Turns what the addon threw into a typed error whose stack is the caller's. */
+export function fromNative(error: unknown, reason?: unknown): unknown {
+  if (!isFailure(error)) return error;
+  const sizes = error.expected !== 0 || error.got !== 0 ? ` (expected ${error.expected}, got ${error.got})` : "";
+  const text = `${error.op}: ${error.argument === "" ? "" : `${error.argument}: `}${error.message}${sizes}`;
+  switch (error.status) {
+    case "argument": return new ArgumentError(error.argument, text);
+    case "shape": return new ShapeError(error.op, error.argument, text);
+    case "memory": return new OutOfMemoryError(text);
+    case "cancelled": return new AbortError(reason);
+    case "numeric": return new NumericError(text);
+    case "format": case "io": return new ModelFormatError(text);
+    case "busy": return new BusyError(error.argument);
+    case "disposed": return new DisposedError(error.argument);
+    default: return new TokenloomError("TL_INTERNAL", text);
+  }
+}
+
+/** Calls the addon and translates its errors. */
+export function callNative<T>(call: () => T): T {
+  try {
+    return call();
+  } catch (error) {
+    throw fromNative(error);
+  }
+}

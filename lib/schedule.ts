@@ -1,0 +1,69 @@
+import { AbortError, invalidArgument } from "./errors.js";
+import { fromNative, native } from "./native.js";
+
+export interface RunOptions {
+  /** Aborts between two ops of a run: within milliseconds. */
+  readonly signal?: AbortSignal | undefined;
+  /** Cores to use; by default all that this process may use. */
+  readonly threads?: number | undefined;
+}
+
+/**
+ * Native work takes turns, first come first served, one piece at a time with all its threads. Those that wait do so here,
+ * not in libuv's few threads, which stay free for file and network work however many sessions there are.
+ */
+let busy = false;
+const waiting: (() => void)[] = [];
+
+function turn(signal: AbortSignal | undefined): Promise<void> {
+  if (!busy) {
+    busy = true;
+    return Promise.resolve();
+  }
+  return new Promise((resolve, reject) => {
+    const abort = (): void => {
+      waiting.splice(waiting.indexOf(start), 1);
+      reject(new AbortError(signal?.reason));
+    };
+    const start = (): void => {
+      signal?.removeEventListener("abort", abort);
+      resolve();
+    };
+    signal?.addEventListener("abort", abort, { once: true });
+    waiting.push(start);
+  });
+}
+
+function next(): void {
+  const start = waiting.shift();
+  if (start) start();
+  else busy = false;
+}
+
+let cores: number | undefined;
+
+export function threadCount(threads: number | undefined): number {
+  if (threads === undefined) return (cores ??= native.info().cores);
+  if (!Number.isInteger(threads) || threads < 1 || threads > 128) throw invalidArgument("threads", "an integer from 1 to 128", threads);
+  return threads;
+}
+
+/** Runs one piece of native work in turn; `signal` reaches it also while it waits. */
+export async function schedule<T>(work: (threads: number, cancel: Int32Array) => Promise<T>, options: RunOptions = {}): Promise<T> {
+  const { signal } = options;
+  const threads = threadCount(options.threads);
+  if (signal?.aborted) throw new AbortError(signal.reason);
+  await turn(signal);
+  const cancel = new Int32Array(1);
+  const abort = (): void => void Atomics.store(cancel, 0, 1);
+  try {
+    if (signal?.aborted) throw new AbortError(signal.reason);
+    signal?.addEventListener("abort", abort, { once: true });
+    return await work(threads, cancel);
+  } catch (error) {
+    throw fromNative(error, signal?.reason);
+  } finally {
+    signal?.removeEventListener("abort", abort);
+    next();
+  }
+}

@@ -1,0 +1,37 @@
+import { AbortError } from "./errors.js";
+
+/** Throws AbortError where the signal has been aborted. */
+export function throwIfAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted) throw new AbortError(signal.reason);
+}
+
+/**
+ * Cuts long JavaScript work into short slices, so that nothing blocks the event loop:
+ * `if (slicer.due) await slicer.pause();` inside the loop. A pause also obeys the signal.
+ */
+export class Slicer {
+  readonly signal: AbortSignal | undefined;
+  readonly #budget: number;
+  #end: number;
+
+  /** @param budget length of a slice in milliseconds */
+  constructor(signal?: AbortSignal, budget = 1) {
+    throwIfAborted(signal);
+    this.signal = signal;
+    this.#budget = budget;
+    this.#end = performance.now() + budget;
+  }
+
+  /** Whether the slice is used up. */
+  get due(): boolean {
+    return performance.now() >= this.#end;
+  }
+
+  /** Lets everything else run, then starts the next slice. Throws AbortError. */
+  async pause(): Promise<void> {
+    throwIfAborted(this.signal);
+    await new Promise<void>((resolve) => setImmediate(resolve));
+    throwIfAborted(this.signal);
+    this.#end = performance.now() + this.#budget;
+  }
+}
