@@ -34,4 +34,15 @@ export class Slicer {
     throwIfAborted(this.signal);
     this.#end = performance.now() + this.#budget;
   }
+
+  /**
+   * Calls `work(begin, end)` for stretches of 0 … count − 1 with pauses between them. The loop over a stretch stands in
+   * a plain function: one that contains `await` would stay in the interpreter.
+   */
+  async batches(count: number, size: number, work: (begin: number, end: number) => void): Promise<void> {
+    for (let begin = 0; begin < count; begin += size) {
+      if (this.due) await this.pause();
+      work(begin, Math.min(begin + size, count));
+    }
+  }
 }

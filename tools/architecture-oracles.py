@@ -126,12 +126,12 @@ def gguf_name(name, gemma):
 
 
 def write_gguf(path, kind, config, weights, storage):
-    """The same model as llama.cpp's converter lays it out; the vocabulary is 128 made-up SentencePiece tokens."""
+    """The same model as llama.cpp's converter lays it out; the vocabulary is a byte-level BPE that reads ASCII."""
     architecture = {"mistral": "llama", "gemma3_text": "gemma3"}.get(kind, kind)
     gemma = architecture.startswith("gemma")
     writer = gguf.GGUFWriter(path, architecture)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer.add_name(f"random {kind}")
+    writer.add_name("random weights")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -184,12 +184,15 @@ def write_gguf(path, kind, config, weights, storage):
 
 
 def add_vocabulary(writer):
-    tokens = ["<unk>", "<s>", "</s>"] + ["▁" + chr(97 + i % 26) + chr(97 + i // 26) for i in range(VOCABULARY - 3)]
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
+    """A valid vocabulary of the size wanted: three special tokens, the printable ASCII bytes, 29 merges."""
+    merges = [f"Ġ {chr(97 + i)}" for i in range(26)] + ["t h", "h e", "i n"]
+    tokens = ["<unk>", "<s>", "</s>", "Ċ", "Ġ"] + [chr(33 + i) for i in range(94)] + [pair.replace(" ", "") for pair in merges]
+    assert len(tokens) == VOCABULARY
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
-    writer.add_token_scores([-float(i) for i in range(VOCABULARY)])
-    writer.add_token_types([gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * (VOCABULARY - 3))
+    writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (VOCABULARY - 3))
+    writer.add_token_merges(merges)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
@@ -230,7 +233,7 @@ def make(name, folder, seed):
     features = {feature: round(distance(logits(configuration(kind, {**settings, **change}), weights, ids)), 4) for feature, change in ablations.items()}
     assert min(features.values()) > 0.05 and roundoff < 1e-4, (name, features, roundoff)
     write_gguf(folder / "model.gguf", kind, config, weights, gguf_storage)
-    rows = [[float(f"{value:.7g}") for value in row] for row in expected]
+    rows = [[float(f"{value:.6g}") for value in row] for row in expected]
     text = json.dumps({"model_type": kind, "ids": ids, "features": features, "roundoff": float(f"{roundoff:.2g}"), "logits": "ROWS"})
     text = text.replace('"ROWS"', "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]")
     (folder / "expected.json").write_text(text + "\n")

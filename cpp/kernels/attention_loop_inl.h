@@ -8,7 +8,7 @@
 
 namespace tl::TL_TARGET {
 
-constexpr int64_t kChunkBlocks = 2, kChunkKeys = kChunkBlocks * kBlockKeys;
+constexpr int64_t kChunkBlocks = 4, kChunkKeys = kChunkBlocks * kBlockKeys;
 
 // One (sequence, key/value head).
 struct Unit {
@@ -37,6 +37,7 @@ struct Workspace {
   float *query, *block, *scores, *out, *merged, *maximum, *sum, *mergedMaximum, *mergedSum;
 };
 
+constexpr int64_t kInPlaceRows = 2 * kRows;                // so few read pages as they are instead of converting them first
 constexpr int64_t kTileBytes = int64_t(kScratchBytes) / 2;  // the other half of the first thread's holds partial results
 
 inline int64_t tileFloats(const Problem& problem, int64_t rows) {
@@ -118,16 +119,17 @@ template <typename T> void groupAgainstBlock(const Tile& tile, const Block<T>& b
   for (int p = 0; p < kBlockPanels; ++p) {
     if (cover == Cover::partial && !any.word[p]) continue;
     for (int r = 0; r < rows; r += kRows)
-      anyScorePanel<kRows>(std::min(rows - r, kRows), query + r * problem.headDim, block.keys[p], problem.headDim, scores + r * kBlockKeys + p * kPanelKeys);
+      anyScorePanel<kRows>(std::min(rows - r, kRows), query + r * problem.headDim, block, p, problem.headDim, scores + r * kBlockKeys);
   }
   const int64_t stride = problem.stride();
+  if (problem.softcap != 0)
+    for (int r = 0; r < rows; ++r) softcapRow(scores + r * kBlockKeys, problem.softcap);
+  float scale[kGroupRows];
+  softmaxRows(scores, cover == Cover::partial ? visible : nullptr, rows, tile.space.maximum + first, tile.space.sum + first, scale);
   for (int r = 0; r < rows; ++r) {
-    float* row = scores + r * kBlockKeys;
-    if (problem.softcap != 0) softcapRow(row, problem.softcap);
-    const float scale = softmaxRow(row, cover == Cover::partial ? &visible[r] : nullptr, tile.space.maximum[first + r], tile.space.sum[first + r]);
-    if (scale == 1.0f) continue;
+    if (scale[r] == 1.0f) continue;
     float* out = tile.space.out + (first + r) * stride;
-    for (int64_t d = 0; d < stride; d += kLanes) store(out + d, mul(load(out + d), broadcast(scale)));
+    for (int64_t d = 0; d < stride; d += kLanes) store(out + d, mul(load(out + d), broadcast(scale[r])));
   }
   const int columns = int(stride / kTileWidth), columnStep = rows <= kRows ? columns : 1;
   for (int c = 0; c < columns; c += columnStep) {
@@ -157,14 +159,14 @@ template <typename T> void groupAgainstBlock(const Tile& tile, const Block<T>& b
 
 template <typename T> void blockInPlaceAgainstTile(const Tile& tile, int64_t key, int count) {
   Block<T> block;
-  blockInPlace(tile.unit.source, key / kPanelKeys, int(ceilDiv(count, kPanelKeys)), block);
+  blockInPlace(tile.unit.source, key / kPanelKeys, int(ceilDiv(count, kPanelKeys)), ceilDiv(tile.unit.keys, kPanelKeys), block);
   for (int64_t r = 0; r < tile.rows; r += kGroupRows) groupAgainstBlock(tile, block, key, r, int(std::min<int64_t>(tile.rows - r, kGroupRows)));
 }
 
 // One chunk of keys: tile.space.{maximum, sum, out} become the chunk's own. False where no row sees any of it.
 inline bool tileAgainstChunk(const Tile& tile, int64_t chunk) {
   const int64_t stride = tile.problem.stride(), keys = tile.unit.keys;
-  const bool inPlace = tile.rows <= kRows && readableInPlace(tile.unit.source);
+  const bool inPlace = tile.rows <= kInPlaceRows && readableInPlace(tile.unit.source);
   bool started = false;
   for (int64_t key = chunk * kChunkKeys; key < std::min((chunk + 1) * kChunkKeys, keys); key += kBlockKeys) {
     if (tile.unit.mask.cover(tile.query(0), tile.query(tile.rows - 1), key) == Cover::none) continue;

@@ -21,14 +21,17 @@ inline int64_t blockFloats(int64_t headDim, int64_t valueDim) { return kBlockKey
 // Whether the inner loops may read the pages as they are.
 inline bool readableInPlace(const Source& source) { return source.valueDim % kTileWidth == 0; }
 
-// Panels [0, panels) of the block that starts at panel `first`, in place.
-template <typename T> void blockInPlace(const Source& source, int64_t first, int panels, Block<T>& block) {
-  for (int p = 0; p < panels; ++p) {
+// Panels [0, panels) of the block that starts at panel `first`, in place; the head has `all` panels.
+template <typename T> void blockInPlace(const Source& source, int64_t first, int panels, int64_t all, Block<T>& block) {
+  for (int p = 0; p < kBlockPanels; ++p) {
+    block.nextKeys[p] = first + kBlockPanels + p < all ? source.pageKeys<T>(first + kBlockPanels + p) : nullptr;
+    if (p >= panels) continue;
     block.keys[p] = source.pageKeys<T>(first + p);
     block.values[p] = source.pageValues<T>(first + p);
   }
   block.valueRow = source.valueDim;
   block.valueColumn = kTileWidth;
+  block.fetchAhead = true;
 }
 
 template <typename T> void convertPanel(const Source& source, int64_t panel, int count, float* keys, float* values) {
@@ -61,6 +64,7 @@ inline void loadBlock(const Source& source, int64_t first, int count, uint32_t n
     else if (source.element == DType::bf16) convertPanel<bf16>(source, first + p, keys, k, v);
     else convertPanel<float>(source, first + p, keys, k, v);
   }
+  block.fetchAhead = false;
   block.valueRow = kTileWidth;
   block.valueColumn = kPanelKeys * kTileWidth;
 }

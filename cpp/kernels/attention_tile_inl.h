@@ -25,7 +25,20 @@ template <typename T> struct Block {
   const T* keys[kBlockPanels];
   const T* values[kBlockPanels];
   int64_t valueRow, valueColumn;
+  // Read straight from memory: scores fetch this block's values ahead, values fetch the next block's keys (null = none).
+  bool fetchAhead = false;
+  const T* nextKeys[kBlockPanels];
 };
+
+// Bytes from what is read now to what is read later, in a region of the same size.
+inline ptrdiff_t bytesAhead(const void* now, const void* later) {
+  return later ? reinterpret_cast<intptr_t>(later) - reinterpret_cast<intptr_t>(now) : 0;
+}
+template <int Bytes> TL_INLINE void fetch(const void* now, ptrdiff_t ahead) {
+  const intptr_t address = reinterpret_cast<intptr_t>(now) + ahead;
+  prefetch(reinterpret_cast<const void*>(address));
+  if constexpr (Bytes > 64) prefetch(reinterpret_cast<const void*>(address + 64));
+}
 
 // Which keys of a block a row sees: bit j of word[j / 32].
 struct Visible {
@@ -51,16 +64,31 @@ inline int nextKey(const Visible& visible, int from, bool wanted) {
   return kBlockKeys;
 }
 
-// 2^x for x ≤ 0; NaN stays NaN, below −126 the result is about 2^−126. 2^0 = 1 exactly, relative error < 2e-7.
+// 2^x for x ≤ 0, of N vectors side by side; NaN stays NaN, below −126 the result is about 2^−126. 2^0 = 1 exactly, relative
+// error < 2e-7. Adding 1.5 · 2^23 rounds to the nearest integer and leaves it in the low bits, ready for the exponent.
+template <int N> TL_INLINE void exp2Clamped(F32 (&x)[N]) {
+  const F32 magic = broadcast(0x1.8p23f);
+  F32 shifted[N], p[N];
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) x[i] = max(broadcast(-126.0f), x[i]);
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) shifted[i] = add(x[i], magic);
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) x[i] = sub(x[i], sub(shifted[i], magic));
+  constexpr float coefficients[] = {0.00967153162f, 0.0555073395f, 0.240222424f, 0.693147004f, 1.0f};
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) p[i] = broadcast(0.00132647716f);
+#pragma GCC unroll 8
+  for (float coefficient : coefficients)
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) p[i] = mulAdd(p[i], x[i], broadcast(coefficient));
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) x[i] = asFloat(add(asInt(p[i]), shiftLeft(asInt(shifted[i]), 23)));
+}
 TL_INLINE F32 exp2Clamped(F32 x) {
-  const F32 clamped = max(broadcast(-126.0f), x), n = roundEven(clamped), f = sub(clamped, n);
-  F32 p = broadcast(0.00132647716f);
-  p = mulAdd(p, f, broadcast(0.00967153162f));
-  p = mulAdd(p, f, broadcast(0.0555073395f));
-  p = mulAdd(p, f, broadcast(0.240222424f));
-  p = mulAdd(p, f, broadcast(0.693147004f));
-  p = mulAdd(p, f, broadcast(1.0f));
-  return asFloat(add(asInt(p), shiftLeft(toInt(n), 23)));
+  F32 one[1] = {x};
+  exp2Clamped(one);
+  return one[0];
 }
 inline float exp2Clamped(float x) {
   alignas(64) float lanes[kLanes];
@@ -74,7 +102,7 @@ template <int MR> constexpr int scoreWidth() {
 }
 
 // query [headDim][kRows], keys [headDim][32]; scores of MR rows at stride kBlockKeys.
-template <int MR, typename T> void scorePanel(const float* query, const T* keys, int64_t headDim, float* scores) {
+template <int MR, bool Ahead, typename T> void scorePanel(const float* query, const T* keys, int64_t headDim, ptrdiff_t ahead, float* scores) {
   constexpr int NV = scoreWidth<MR>();
   for (int first = 0; first < kPanelVectors; first += NV) {
     F32 sums[MR][NV];
@@ -86,6 +114,7 @@ template <int MR, typename T> void scorePanel(const float* query, const T* keys,
     const float* q = query;
     for (int64_t d = 0; d < headDim; ++d, k += kPanelKeys, q += kRows) {
       F32 key[NV];
+      if constexpr (Ahead) fetch<NV * kLanes * int(sizeof(T))>(k, ahead);
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) key[v] = load(k + v * kLanes);
 #pragma GCC unroll 16
@@ -103,7 +132,7 @@ template <int MR, typename T> void scorePanel(const float* query, const T* keys,
 }
 
 // out[r] += Σ over keys begin ≤ j < end of weights[r][j] · values[j], for NC column groups from `column` on.
-template <int MR, int NC, typename T>
+template <int MR, int NC, bool Ahead, typename T>
 TL_INLINE void valueColumns(const float* weights, const Block<T>& block, int begin, int end, int column, float* out, int64_t stride) {
   constexpr int NV = NC * kTileVectors;
   F32 sums[MR][NV];
@@ -116,8 +145,10 @@ TL_INLINE void valueColumns(const float* weights, const Block<T>& block, int beg
     const int from = std::max(begin - panel * kPanelKeys, 0), to = std::min(end - panel * kPanelKeys, kPanelKeys);
     const T* v0 = block.values[panel] + from * block.valueRow + column * block.valueColumn;
     const float* p = weights + panel * kPanelKeys + from;
+    const ptrdiff_t ahead = Ahead ? bytesAhead(block.values[panel], block.nextKeys[panel]) : 0;
     for (int j = from; j < to; ++j, v0 += block.valueRow, ++p) {
       F32 value[NV];
+      if constexpr (Ahead) fetch<NV * kLanes * int(sizeof(T))>(v0, ahead);
 #pragma GCC unroll 16
       for (int v = 0; v < NV; ++v) value[v] = load(v0 + (v / kTileVectors) * block.valueColumn + (v % kTileVectors) * kLanes);
 #pragma GCC unroll 16
@@ -137,77 +168,119 @@ TL_INLINE void valueColumns(const float* weights, const Block<T>& block, int beg
 // Column groups that MR rows take at a time.
 template <int MR> constexpr int valueWidth() { return MR == 1 && kRows >= 4 ? 4 : MR * 2 <= kRows ? 2 : 1; }
 
-template <int MR, typename T>
+template <int MR, bool Ahead, typename T>
 void valueRows(const float* weights, const Block<T>& block, int begin, int end, int column, int endColumn, float* out, int64_t stride) {
   constexpr int NC = valueWidth<MR>();
-  for (; column + NC <= endColumn; column += NC) valueColumns<MR, NC>(weights, block, begin, end, column, out, stride);
+  for (; column + NC <= endColumn; column += NC) valueColumns<MR, NC, Ahead>(weights, block, begin, end, column, out, stride);
   if constexpr (NC > 1)
-    for (; column < endColumn; ++column) valueColumns<MR, 1>(weights, block, begin, end, column, out, stride);
+    for (; column < endColumn; ++column) valueColumns<MR, 1, Ahead>(weights, block, begin, end, column, out, stride);
 }
 
-// `rows` is 1 … MR.
-template <int MR, typename T> void anyScorePanel(int rows, const float* query, const T* keys, int64_t headDim, float* scores) {
+// The same for `rows` of 1 … MR.
+template <int MR, typename T> void anyScorePanel(int rows, const float* query, const Block<T>& block, int panel, int64_t headDim, float* scores) {
   if constexpr (MR > 1)
-    if (rows < MR) return anyScorePanel<MR - 1>(rows, query, keys, headDim, scores);
-  scorePanel<MR>(query, keys, headDim, scores);
+    if (rows < MR) return anyScorePanel<MR - 1>(rows, query, block, panel, headDim, scores);
+  scores += panel * kPanelKeys;
+  if (!std::is_same_v<T, float> || block.fetchAhead)
+    scorePanel<MR, true>(query, block.keys[panel], headDim, bytesAhead(block.keys[panel], block.values[panel]), scores);
+  else if constexpr (std::is_same_v<T, float>)
+    scorePanel<MR, false>(query, block.keys[panel], headDim, 0, scores);
 }
 template <int MR, typename T>
 void anyValueRows(int rows, const float* weights, const Block<T>& block, int begin, int end, int column, int endColumn, float* out,
                   int64_t stride) {
   if constexpr (MR > 1)
     if (rows < MR) return anyValueRows<MR - 1>(rows, weights, block, begin, end, column, endColumn, out, stride);
-  valueRows<MR>(weights, block, begin, end, column, endColumn, out, stride);
+  if (!std::is_same_v<T, float> || block.fetchAhead)
+    valueRows<MR, true>(weights, block, begin, end, column, endColumn, out, stride);
+  else if constexpr (std::is_same_v<T, float>)
+    valueRows<MR, false>(weights, block, begin, end, column, endColumn, out, stride);
 }
 
-// Replaces a row's scores by weights 2^(s − maximum), brings maximum and sum up to date, and answers by what the row's
-// sums so far have to be scaled. `visible` null = all keys. Vectors without a visible key are not touched.
-inline float softmaxRow(float* scores, const Visible* visible, float& maximum, float& sum) {
-  constexpr int vectors = kBlockKeys / kLanes;
-  constexpr uint32_t lanes = uint32_t((uint64_t(1) << kLanes) - 1);
+constexpr int kBlockVectors = kBlockKeys / kLanes;
+
+// The bits of vector v's keys.
+TL_INLINE uint32_t vectorBits(const Visible& visible, int v) {
+  return (visible.word[v * kLanes / 32] >> (v * kLanes % 32)) & uint32_t((uint64_t(1) << kLanes) - 1);
+}
+
+// Largest score of a row; −inf where it sees nothing. `visible` null = all keys.
+inline float maximumOfRow(const float* scores, const Visible* visible) {
   const F32 nothing = broadcast(-kInfinity);
-  F32 largest = nothing;
+  F32 largest = nothing, other = nothing;
   if (!visible) {
-    F32 other = nothing;
-    for (int v = 0; v < vectors; v += 2) {
+    for (int v = 0; v < kBlockVectors; v += 2) {
       largest = max(largest, load(scores + v * kLanes));
       other = max(other, load(scores + (v + 1) * kLanes));
     }
-    largest = max(largest, other);
   } else {
-    for (int v = 0; v < vectors; ++v) {
-      const uint32_t bits = (visible->word[v * kLanes / 32] >> (v * kLanes % 32)) & lanes;
-      if (bits) largest = max(largest, select(lanesOfBits(bits), load(scores + v * kLanes), nothing));
-    }
+    for (int v = 0; v < kBlockVectors; ++v)
+      if (const uint32_t bits = vectorBits(*visible, v)) largest = max(largest, select(lanesOfBits(bits), load(scores + v * kLanes), nothing));
   }
-  const float before = maximum, blockMaximum = maxLanes(largest);
-  if (blockMaximum > before) maximum = blockMaximum;
-  if (maximum == -kInfinity) {  // nothing seen yet, or only −inf: weights of zero
-    if (!(blockMaximum != blockMaximum)) {
-      for (int v = 0; v < vectors; ++v) store(scores + v * kLanes, zero());
-      return 1.0f;
-    }
-    maximum = blockMaximum;  // NaN: it spoils this row
-  }
+  return maxLanes(max(largest, other));
+}
+
+// Replaces scores by weights 2^(s − maximum) and answers their sum. Vectors without a visible key are not touched.
+inline float weightsOfRow(float* scores, const Visible* visible, float maximum) {
   const F32 shift = broadcast(maximum);
   F32 total = zero();
   if (!visible) {
-    for (int v = 0; v < vectors; ++v) {
-      const F32 weight = exp2Clamped(sub(load(scores + v * kLanes), shift));
-      store(scores + v * kLanes, weight);
-      total = add(total, weight);
+    constexpr int together = 4;
+#pragma GCC unroll 1
+    for (int v = 0; v < kBlockVectors; v += together) {
+      F32 weight[together];
+#pragma GCC unroll 8
+      for (int i = 0; i < together; ++i) weight[i] = sub(load(scores + (v + i) * kLanes), shift);
+      exp2Clamped(weight);
+#pragma GCC unroll 8
+      for (int i = 0; i < together; ++i) {
+        store(scores + (v + i) * kLanes, weight[i]);
+        total = add(total, weight[i]);
+      }
     }
   } else {
-    for (int v = 0; v < vectors; ++v) {
-      const uint32_t bits = (visible->word[v * kLanes / 32] >> (v * kLanes % 32)) & lanes;
+    for (int v = 0; v < kBlockVectors; ++v) {
+      const uint32_t bits = vectorBits(*visible, v);
       if (!bits) continue;
       const F32 weight = select(lanesOfBits(bits), exp2Clamped(sub(load(scores + v * kLanes), shift)), zero());
       store(scores + v * kLanes, weight);
       total = add(total, weight);
     }
   }
-  const float scale = maximum == before ? 1.0f : exp2Clamped(before - maximum);
-  sum = sum * scale + sumLanes(total);
-  return scale;
+  return sumLanes(total);
+}
+
+// One step of online softmax for `rows` ≤ kGroupRows rows of scores, at stride kBlockKeys: scores become weights, maximum
+// and sum are brought up to date, scale[r] is what the row's sums so far have to be multiplied by.
+inline void softmaxRows(float* scores, const Visible* visible, int rows, float* maximum, float* sum, float* scale) {
+  alignas(64) float before[kGroupRows], after[kGroupRows];
+  bool changed = false;
+  for (int r = 0; r < rows; ++r) {
+    const float largest = maximumOfRow(scores + r * kBlockKeys, visible ? visible + r : nullptr);
+    before[r] = maximum[r];
+    after[r] = largest > maximum[r] || (largest != largest && maximum[r] == -kInfinity) ? largest : maximum[r];
+    changed |= !(after[r] == before[r]);
+    scale[r] = 1;
+  }
+  if (changed) {
+    for (int r = rows; r < kGroupRows; ++r) before[r] = after[r] = 0;
+    for (int r = 0; r < rows; r += kLanes) {
+      const F32 old = load(before + r), now = load(after + r);
+      alignas(64) float factors[kLanes];
+      store(factors, exp2Clamped(sub(old, now)));
+      for (int i = 0; i < kLanes && r + i < rows; ++i)
+        if (after[r + i] != before[r + i]) scale[r + i] = before[r + i] == -kInfinity ? 1.0f : factors[i];  // nothing to scale yet
+    }
+  }
+  for (int r = 0; r < rows; ++r) {
+    float* row = scores + r * kBlockKeys;
+    if (after[r] == -kInfinity) {  // nothing seen yet, or only −inf
+      for (int v = 0; v < kBlockVectors; ++v) store(row + v * kLanes, zero());
+      continue;
+    }
+    maximum[r] = after[r];
+    sum[r] = sum[r] * scale[r] + weightsOfRow(row, visible ? visible + r : nullptr, after[r]);
+  }
 }
 
 // (maximum, sum, out) of two disjoint sets of keys become one; the second may be empty (maximum −inf). The order matters

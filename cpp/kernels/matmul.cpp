@@ -14,7 +14,14 @@ namespace {
 
 constexpr int kMaxTokens = kVectors >= 32 && kLanes > 4 ? 8 : 4;  // tokens of a tile
 constexpr int64_t kTokenBlock = 128;                             // tokens that share one unpacking, and stay in L2
-constexpr int64_t kUnpackFrom = 5;                               // fewer tokens read the packed form directly
+constexpr int64_t kUnpackFrom = 4 * kMaxTokens + 1;               // fewer tokens read the packed form directly
+#ifndef AHEAD
+#define AHEAD 4096
+#endif
+#ifndef PF
+#define PF 3
+#endif
+constexpr int64_t kAhead = AHEAD;                                 // bytes: how far reading of the packed form runs ahead
 constexpr int64_t kChunkBytes = 16384;                           // unpacked weights of a tile that stay in L1
 
 // ---- Where a tile's weights come from. A block gives vector pairs (v, v + 4), v = 0 … 3, and scales a part.
@@ -59,6 +66,12 @@ template <typename Kind_, bool Minima, bool Wide, int Parts_> struct Packed {
     if constexpr (kFour) splitNibbles(loadVector(p), low, high);
     else low = loadVector(p), high = loadVector(p + 4 * kVectorBytes);
   }
+  // The groups of a tile lie one behind the other: as the tile walks its blocks, this walks through all of their bytes.
+  TL_INLINE void prefetchTile(int64_t block) const {
+    constexpr int64_t kStep = kGroups * (kBlockBytes + kParts * kScaleBytes * (Minima ? 2 : 1));
+    const auto ahead = reinterpret_cast<uintptr_t>(vectors) + uintptr_t(kAhead + block * kStep);
+    TL_UNROLL for (int64_t line = 0; line < kStep; line += 64) __builtin_prefetch(reinterpret_cast<const void*>(ahead + uintptr_t(line)), 0, PF);
+  }
   TL_INLINE F32 scale(int64_t block, int part) const { return loadScale<Wide>(scales + (block * kParts + part) * kScaleBytes); }
   TL_INLINE F32 minimum(int64_t block, int part) const {
     if constexpr (Minima) return loadScale<Wide>(minima + (block * kParts + part) * kScaleBytes);
@@ -80,6 +93,7 @@ template <typename Kind_, bool Minima, int Parts_> struct Unpacked {
     low = loadVector(p);
     high = loadVector(p + 4 * kVectorBytes);
   }
+  TL_INLINE void prefetchTile(int64_t) const {}
   TL_INLINE F32 scale(int64_t block, int part) const { return load(scales + (block * kParts + part) * 2 * kLanes); }
   TL_INLINE F32 minimum(int64_t block, int part) const { return load(scales + (block * kParts + part) * 2 * kLanes + kLanes); }
 };
@@ -98,6 +112,7 @@ TL_INLINE void tile(const Source (&source)[kGroups], const TokenRows (&x)[Tokens
   using Kind = typename Source::Kind;
   constexpr int kParts = Source::kParts;
   for (int64_t block = 0; block < blocks; ++block) {
+    source[0].prefetchTile(block);
     typename Kind::Sum dots[kParts][Tokens][kGroups];
     TL_UNROLL for (int t = 0; t < Tokens; ++t) TL_UNROLL for (int part = 0; part < kParts; ++part) {
       const int16_t* sum = x[t].sum + 2 * block;

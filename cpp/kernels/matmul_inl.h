@@ -5,7 +5,11 @@
 #include "packed_layout_inl.h"
 #include "table.h"
 
+#if defined(TL_TARGET_SCALAR)
+#define TL_UNROLL  // its vectors are loops themselves: unrolling these as well takes the compiler minutes
+#else
 #define TL_UNROLL _Pragma("GCC unroll 16")
+#endif
 
 namespace tl::TL_TARGET {
 

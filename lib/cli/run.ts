@@ -67,7 +67,8 @@ async function answer(model: LanguageModel, session: Session, prompt: string | C
   const stats = session.stats();
   if (stats.finishReason === "aborted") process.exitCode = 130;
   if (flags.json) {
-    const promptIds = typeof prompt === "string" ? model.tokenize(prompt) : model.tokenize(model.applyChatTemplate(prompt, { addGenerationPrompt: true }), { special: true });
+    const bos = model.tokenizer.addBos;
+    const promptIds = typeof prompt === "string" ? model.tokenize(prompt, { bos }) : model.tokenize(model.applyChatTemplate(prompt, { addGenerationPrompt: true }), { special: true, bos });
     await printJson({ text, ids, promptIds, stats });
     return;
   }

@@ -14,9 +14,9 @@ export type Storage =
   | { readonly kind: "constant"; readonly index: number; readonly handle: NativeHandle; name: string }
   | { readonly kind: "binding"; readonly index: number; name: string };
 
-/** Bytes of one row of `q8`: 32 signed bytes, a scale and two sums a block, padded to 64 (cpp/kernels/quantized_rows.h). */
+/** Bytes of one row of `q8`: 32 signed bytes, a scale and three sums a block, padded to 64 (cpp/kernels/quantized_rows.h). */
 function quantizedRowBytes(columns: number): number {
-  return Math.ceil((Math.ceil(columns / 32) * 40) / 64) * 64;
+  return Math.ceil((Math.ceil(columns / 32) * 44) / 64) * 64;
 }
 
 export function valueBytes(type: ValueType, dims: readonly Dim[]): number {

@@ -144,7 +144,8 @@ function longRopeOfJson(fields: Fields, sizes: Sizes, inside: string, originalMa
 
 function checkedDim(fields: Fields, sizes: Sizes, dim: number): number {
   if (dim < 2 || dim % 2 !== 0 || dim > sizes.headDim) {
-    throw fields.error(`an even number of rotated dimensions in 2 … ${sizes.headDim} for ${fields.key("rope.dimension_count", "head_dim")}`, dim);
+    const key = fields.gguf && !fields.has("rope.dimension_count", "") ? "attention.key_length" : "rope.dimension_count";
+    throw fields.error(`an even number of rotated dimensions in 2 … ${sizes.headDim} for ${fields.key(key, "head_dim")}`, dim);
   }
   return dim;
 }

@@ -2,10 +2,10 @@ import { randomInt } from "node:crypto";
 import { ModelFormatError } from "../errors.js";
 import type { StringTable } from "../models/strings.js";
 import type { Slicer } from "../slice.js";
-import { CODE_TO_BYTE, decodeAlphabet, utf8Length, writeUtf8 } from "./bytes.js";
+import { decodeAlphabet, utf8Length, writeUtf8 } from "./bytes.js";
 import { SymbolMerger, type PairRule } from "./merge.js";
 import { type PreTokenizer, chunkEnd, splitChunk } from "./pretokenize.js";
-import { slotCount, TokenKind, type Vocabulary } from "./vocabulary.js";
+import { slotCount, type Vocabulary } from "./vocabulary.js";
 
 const MAX_PROBES = 2000;
 /** Work between two looks at the clock. */
@@ -68,8 +68,12 @@ export class MergeTable implements PairRule {
 export interface BytePairOptions {
   /** A piece that is a token as it stands is not taken apart. */
   readonly ignoreMerges: boolean;
-  /** Symbols are bytes (a byte-level vocabulary), or else characters with `<0xNN>` tokens for those it lacks. */
+  /** Symbols are bytes (a byte-level vocabulary), or else characters. */
   readonly byteLevel: boolean;
+  /** Characters that are no token become `<0xNN>` tokens. */
+  readonly byteFallback?: boolean;
+  /** Between the two sides of a merge. 0x20 by default; 0xff where the sides may contain spaces. */
+  readonly separator?: number;
   /** Stands for what cannot be written otherwise; undefined: it is left out. */
   readonly unknownId?: number | undefined;
   /** Several unknown characters in a row become one token. */
@@ -84,12 +88,14 @@ export class BytePairModel {
   readonly #byteIds = new Int32Array(256).fill(-1);
   readonly #extra = new Map<string, number>();
   readonly #extraTexts: string[] = [];
-  #merges: MergeTable;
+  readonly #merges: MergeTable;
+  #scratch = new Uint8Array(256);
 
   private constructor(vocabulary: Vocabulary, options: BytePairOptions, merges: MergeTable) {
     this.#vocabulary = vocabulary;
     this.#options = options;
     this.#merges = merges;
+    if (!options.byteLevel && options.byteFallback !== true) return;
     for (let byte = 0; byte < 256; byte++) {
       this.#byteIds[byte] = options.byteLevel
         ? vocabulary.find(Uint8Array.of(byte), 0, 1)
@@ -101,19 +107,7 @@ export class BytePairModel {
   static async create(vocabulary: Vocabulary, merges: StringTable, options: BytePairOptions, file: string, slicer: Slicer): Promise<BytePairModel> {
     const table = new MergeTable(merges.count, file);
     const model = new BytePairModel(vocabulary, options, table);
-    let scratch = new Uint8Array(256);
-    for (let rank = 0; rank < merges.count; rank++) {
-      if ((rank & 127) === 0 && slicer.due) await slicer.pause();
-      const begin = merges.starts[rank] as number, end = merges.ends[rank] as number;
-      // The first space that is not the first character: "  a" joins a space and an a.
-      let space = begin + 1;
-      while (space < end && merges.bytes[space] !== 0x20) space++;
-      if (space >= end) continue;
-      if (end - begin > scratch.length) scratch = new Uint8Array(2 * (end - begin));
-      const middle = model.#decode(merges.bytes, begin, space, scratch, 0);
-      const length = model.#decode(merges.bytes, space + 1, end, scratch, middle);
-      table.add(rank, model.#symbol(scratch, 0, middle), model.#symbol(scratch, middle, length), model.#symbol(scratch, 0, length));
-    }
+    await slicer.batches(merges.count, 128, (begin, end) => model.#addMerges(merges, begin, end));
     // A byte that is no token of its own can still be part of one.
     if (options.byteLevel) {
       for (let byte = 0; byte < 256; byte++) {
@@ -123,13 +117,30 @@ export class BytePairModel {
     return model;
   }
 
+  #addMerges(merges: StringTable, first: number, last: number): void {
+    const { separator = 0x20 } = this.#options;
+    for (let rank = first; rank < last; rank++) {
+      const begin = merges.starts[rank] as number, end = merges.ends[rank] as number;
+      // The first separator that is not the first character.
+      let space = begin + 1;
+      while (space < end && merges.bytes[space] !== separator) space++;
+      if (space >= end) continue;
+      if (end - begin > this.#scratch.length) this.#scratch = new Uint8Array(2 * (end - begin));
+      const middle = this.#decode(merges.bytes, begin, space, this.#scratch, 0);
+      const length = middle < 0 ? -1 : this.#decode(merges.bytes, space + 1, end, this.#scratch, middle);
+      // No text leads to a symbol outside of the byte alphabet.
+      if (length < 0) continue;
+      this.#merges.add(rank, this.#symbol(this.#scratch, 0, middle), this.#symbol(this.#scratch, middle, length), this.#symbol(this.#scratch, 0, length));
+    }
+  }
+
   /** Encodes well-formed text, yielding between short stretches of work. */
   *encode(text: string, preTokenizer: PreTokenizer, out: number[]): Generator<void, void> {
     const merger = new SymbolMerger(this.#merges);
     let scratch = new Uint8Array(1024);
     for (let begin = 0; begin < text.length;) {
       const end = preTokenizer.chunkable ? chunkEnd(text, begin) : text.length;
-      const pieces = splitChunk(begin === 0 && end === text.length ? text : text.slice(begin, end), preTokenizer);
+      const pieces = yield* splitChunk(begin === 0 && end === text.length ? text : text.slice(begin, end), preTokenizer);
       begin = end;
       let work = 0;
       for (const piece of pieces) {
@@ -221,24 +232,9 @@ export class BytePairModel {
   }
 }
 
-/** The bytes that a token of a byte-level vocabulary stands for, whatever its kind. */
-export function byteLevelBytes(vocabulary: Vocabulary, id: number): Uint8Array {
-  const bytes = vocabulary.bytes(id);
-  return vocabulary.kinds[id] === TokenKind.byte ? (byteToken(bytes) ?? bytes) : bytes;
-}
-
 /** `<0x0A>` → the byte 10; exactly two hexadecimal digits or nothing. */
 export function byteToken(bytes: Uint8Array): Uint8Array | undefined {
   if (bytes.length !== 6) return undefined;
   const match = /^<0x([0-9A-Fa-f]{2})>$/.exec(Buffer.from(bytes).toString("latin1"));
   return match === null ? undefined : Uint8Array.of(Number.parseInt(match[1] ?? "", 16));
-}
-
-/** Whether a text of the byte alphabet only, as normal tokens of byte-level vocabularies are. */
-export function inByteAlphabet(text: string): boolean {
-  for (const character of text) {
-    const code = character.codePointAt(0) ?? 0;
-    if (code >= 512 || (CODE_TO_BYTE[code] as number) < 0) return false;
-  }
-  return true;
 }

@@ -21,22 +21,21 @@ function inverse(codes: Uint16Array): Int16Array {
 }
 
 /**
- * Decodes `source[begin, end)`, UTF-8 of the byte alphabet, to the bytes it stands for, at `target[at …]`; gives the
- * new end of target. A character outside of the alphabet stays as its UTF-8 bytes. Never longer than the source.
+ * Decodes `source[begin, end)`, UTF-8 of the byte alphabet, to the bytes it stands for, at `target[at …]`. Gives the
+ * new end of target, −1 where a character is outside of the alphabet. Never longer than the source.
  */
 export function decodeAlphabet(source: Uint8Array, begin: number, end: number, target: Uint8Array, at: number): number {
   for (let index = begin; index < end; index++) {
     const first = source[index] as number;
-    if (first >= 0xc2 && first < 0xe0 && index + 1 < end) {
-      const code = ((first & 0x1f) << 6) | ((source[index + 1] as number) & 0x3f);
-      const byte = code < 512 ? (CODE_TO_BYTE[code] as number) : -1;
-      if (byte >= 0) {
-        target[at++] = byte;
-        index++;
-        continue;
-      }
+    let code = first;
+    if (first >= 0x80) {
+      const second = index + 1 < end ? (source[++index] as number) : 0;
+      if (first < 0xc2 || first >= 0xe0 || (second & 0xc0) !== 0x80) return -1;
+      code = ((first & 0x1f) << 6) | (second & 0x3f);
     }
-    target[at++] = first;
+    const byte = code < 512 ? (CODE_TO_BYTE[code] as number) : -1;
+    if (byte < 0) return -1;
+    target[at++] = byte;
   }
   return at;
 }

@@ -15,8 +15,8 @@ export interface PreTokenizer {
   readonly rules: readonly SplitRule[];
   /** Whether every rule cuts between an ASCII letter and a space that a letter follows, whatever stands around. */
   readonly chunkable: boolean;
-  /** A space is put before text that does not begin with one. */
-  readonly prefixSpace?: boolean;
+  /** Done to the text (to each chunk of it) before the rules. */
+  readonly normalize?: (text: string) => string;
 }
 
 /** What the name in `tokenizer.ggml.pre` means beyond the rules. */
@@ -120,18 +120,18 @@ function isLetter(code: number): boolean {
   return lower >= 0x61 && lower <= 0x7a;
 }
 
-/** Applies the rules one after the other, each to every piece of the one before. */
-export function splitChunk(text: string, preTokenizer: PreTokenizer): string[] {
-  let pieces = [text];
+/** Applies the rules one after the other, each to every piece of the one before; yields between short stretches of work. */
+export function* splitChunk(text: string, preTokenizer: PreTokenizer): Generator<void, string[]> {
+  let pieces = [preTokenizer.normalize === undefined ? text : preTokenizer.normalize(text)];
   for (const rule of preTokenizer.rules) {
     const next: string[] = [];
-    for (const piece of pieces) splitPiece(piece, rule, next);
+    for (const piece of pieces) yield* splitPiece(piece, rule, next);
     pieces = next;
   }
   return pieces;
 }
 
-function splitPiece(text: string, rule: SplitRule, out: string[]): void {
+function* splitPiece(text: string, rule: SplitRule, out: string[]): Generator<void, void> {
   const { pattern, behavior } = rule;
   const inverted = rule.invert === true;
   const first = out.length;
@@ -152,13 +152,18 @@ function splitPiece(text: string, rule: SplitRule, out: string[]): void {
     }
     afterMatch = match;
   };
-  pattern.lastIndex = 0;
-  for (let match = pattern.exec(text); match !== null; match = pattern.exec(text)) {
+  // The pattern is shared with other calls that run between the slices of this one: its position is kept here.
+  for (let at = 0, count = 1; ; count++) {
+    pattern.lastIndex = at;
+    const match = pattern.exec(text);
+    if (match === null) break;
+    at = pattern.lastIndex;
     const found = match[0];
     if (found === "") {
-      pattern.lastIndex += (text.codePointAt(match.index) ?? 0) > 0xffff ? 2 : 1;
+      at += (text.codePointAt(match.index) ?? 0) > 0xffff ? 2 : 1;
       continue;
     }
+    if (count % 512 === 0) yield;
     emit(text.slice(begin, match.index), inverted);
     emit(found, !inverted);
     begin = match.index + found.length;

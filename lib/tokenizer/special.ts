@@ -13,6 +13,7 @@ export interface SpecialToken {
 export type Fragment = string | number;
 
 const SCAN = 16384;
+const SPACES = " \t\n\v\f\r";
 
 /** Finds special tokens in text, the longest first, as llama.cpp does. */
 export class SpecialTokens {
@@ -20,6 +21,8 @@ export class SpecialTokens {
   readonly #tokens: readonly SpecialToken[];
   /** Indices into #tokens by the first two code units, so that thousands of tokens cost nothing where none begins. */
   readonly #byStart = new Map<number, number[]>();
+  /** 1 for the code units with which any token begins. */
+  readonly #first = new Uint8Array(65536);
 
   constructor(tokens: readonly SpecialToken[]) {
     const bytes = new Map(tokens.map((token) => [token, Buffer.byteLength(token.text)]));
@@ -27,6 +30,7 @@ export class SpecialTokens {
     for (const [index, { text }] of this.#tokens.entries()) {
       const key = startKey(text, 0);
       const list = this.#byStart.get(key);
+      this.#first[text.charCodeAt(0)] = 1;
       if (list === undefined) this.#byStart.set(key, [index]);
       else list.push(index);
     }
@@ -57,6 +61,7 @@ export class SpecialTokens {
     const found = new Set<number>();
     for (let at = 0; at < text.length; at++) {
       if (at % SCAN === SCAN - 1) yield;
+      if (this.#first[text.charCodeAt(at)] === 0) continue;
       for (const key of [startKey(text, at), text.charCodeAt(at) * 65536]) {
         for (const index of this.#byStart.get(key) ?? []) {
           const token = this.#tokens[index] as SpecialToken;
@@ -77,11 +82,15 @@ function cut(text: string, token: SpecialToken, out: Fragment[]): void {
   let begin = 0;
   for (let at = text.indexOf(token.text); at >= 0; at = text.indexOf(token.text, begin)) {
     let left = text.slice(begin, at);
-    if (token.stripLeft) left = left.replace(/[ \t\n\v\f\r]+$/, "");
+    if (token.stripLeft) {
+      let end = left.length;
+      while (end > 0 && SPACES.includes(left.charAt(end - 1))) end--;
+      left = left.slice(0, end);
+    }
     if (left !== "") out.push(left);
     out.push(token.id);
     begin = at + token.text.length;
-    if (token.stripRight) while (begin < text.length && " \t\n\v\f\r".includes(text.charAt(begin))) begin++;
+    if (token.stripRight) while (begin < text.length && SPACES.includes(text.charAt(begin))) begin++;
   }
   if (begin < text.length) out.push(text.slice(begin));
 }

@@ -40,12 +40,13 @@ export class Vocabulary {
    * @param byteLevel whether normal tokens are written in the byte alphabet
    */
   static async create(tokens: StringTable, kinds: Uint8Array, byteLevel: boolean, file: string, slicer: Slicer): Promise<Vocabulary> {
-    const table = byteLevel ? await decodeNormal(tokens, kinds, slicer) : tokens;
+    // Tokens that no bytes of a text can lead to are not to be found: special ones, and those outside of the alphabet.
+    const found = new Uint8Array(tokens.count).fill(1);
+    const table = byteLevel ? await decodeNormal(tokens, kinds, found, slicer) : tokens;
     const vocabulary = new Vocabulary(table, kinds, file);
-    for (let id = 0; id < vocabulary.size; id++) {
-      if ((id & 255) === 0 && slicer.due) await slicer.pause();
-      if (!byteLevel || isNormal(kinds[id]) || vocabulary.#isPlain(id)) vocabulary.#insert(id);
-    }
+    await slicer.batches(vocabulary.size, 256, (begin, end) => {
+      for (let id = begin; id < end; id++) if (found[id] === 1 || vocabulary.#isPlain(id)) vocabulary.#insert(id);
+    });
     return vocabulary;
   }
 
@@ -129,21 +130,22 @@ function isNormal(kind: number | undefined): boolean {
   return kind === TokenKind.normal || kind === TokenKind.unused;
 }
 
-async function decodeNormal(tokens: StringTable, kinds: Uint8Array, slicer: Slicer): Promise<StringTable> {
+async function decodeNormal(tokens: StringTable, kinds: Uint8Array, found: Uint8Array, slicer: Slicer): Promise<StringTable> {
   const bytes = Buffer.alloc(tokens.bytes.length);
   const starts = new Uint32Array(tokens.count), ends = new Uint32Array(tokens.count);
   let used = 0;
-  for (let id = 0; id < tokens.count; id++) {
-    if ((id & 255) === 0 && slicer.due) await slicer.pause();
-    const begin = tokens.starts[id] as number, end = tokens.ends[id] as number;
-    starts[id] = used;
-    if (isNormal(kinds[id])) {
-      used = decodeAlphabet(tokens.bytes, begin, end, bytes, used);
-    } else {
-      bytes.set(tokens.bytes.subarray(begin, end), used);
-      used += end - begin;
+  await slicer.batches(tokens.count, 256, (first, last) => {
+    for (let id = first; id < last; id++) {
+      const begin = tokens.starts[id] as number, end = tokens.ends[id] as number;
+      starts[id] = used;
+      const decoded = isNormal(kinds[id]) ? decodeAlphabet(tokens.bytes, begin, end, bytes, used) : -1;
+      if (decoded < 0) {
+        bytes.set(tokens.bytes.subarray(begin, end), used);
+        found[id] = 0;
+      }
+      used = decoded < 0 ? used + end - begin : decoded;
+      ends[id] = used;
     }
-    ends[id] = used;
-  }
+  });
   return new StringTable(Buffer.from(bytes.subarray(0, used)), starts, ends);
 }

@@ -41,60 +41,64 @@ function textNumbers(vector: Vector): number[] {
   return numbers.sort((a, b) => a - b);
 }
 
-/** Sums up the differences of one vector. */
-class Differences {
+/** What the texts of one vector add up to. */
+class Tally {
+  positions = 0;
+  flips = 0;
+  worst = 0;
+  worstAt = "";
   #sum = 0;
   #count = 0;
-  max = 0;
-  where = "";
 
   add(got: number, want: number, where: string): void {
     const by = Number.isNaN(got) ? Number.POSITIVE_INFINITY : Math.abs(got - want);
     this.#sum += by;
     this.#count++;
-    if (by > this.max) [this.max, this.where] = [by, where];
+    if (by > this.worst) [this.worst, this.worstAt] = [by, where];
   }
 
-  get mean(): number {
-    return this.#count === 0 ? 0 : this.#sum / this.#count;
+  problem(): string | undefined {
+    const mean = this.#sum / this.#count;
+    if (this.positions === 0) return "the vector has no text";
+    if (this.worst > limits.maxLogit) return `${this.worstAt}: a logit is off by ${this.worst.toFixed(3)}, more than ${limits.maxLogit}`;
+    if (mean > limits.meanLogit) return `logits are off by ${mean.toFixed(3)} on average, more than ${limits.meanLogit}`;
+    if (this.flips / this.positions > limits.flippedShare) return `${this.flips} of ${this.positions} arg-maxes differ`;
+    return undefined;
   }
 }
 
 function checkDecoder(vector: Vector, outputs: Outputs): string | undefined {
-  const differences = new Differences();
-  let flips = 0;
-  let positions = 0;
+  const tally = new Tally();
   for (const text of textNumbers(vector)) {
-    const ids = tensorOf(vector, `ids.${text}`).data;
-    const wantIds = tensorOf(vector, `top_ids.${text}`);
-    const wantLogits = tensorOf(vector, `top_logits.${text}`).data;
-    const logSumExp = tensorOf(vector, `lse.${text}`).data;
-    const gotLogSumExp = outputs.get(`lse.${text}`)?.data ?? new Float32Array(0);
-    const stored = wantIds.shape[1] ?? 0;
-    for (let position = 0; position < ids.length; position++) {
-      const where = `text ${text}, position ${position}`;
-      const got = logitsAt(outputs, text, position);
-      const base = position * stored;
-      for (let rank = 0; rank < stored; rank++) {
-        const id = wantIds.data[base + rank] ?? -1;
-        const logit = got.get(id);
-        if (logit === undefined) return `${where}: token ${id}, of rank ${rank} in the reference, is not among the ${best} best`;
-        differences.add(logit, wantLogits[base + rank] ?? Number.NaN, where);
-      }
-      positions++;
-      const margin = (wantLogits[base] ?? 0) - (wantLogits[base + 1] ?? 0);
-      if (got.keys().next().value !== wantIds.data[base]) {
-        flips++;
-        if (margin >= limits.flippedMargin) return `${where}: another arg-max in spite of a margin of ${margin.toFixed(3)}`;
-      }
-      differences.add(gotLogSumExp[position] ?? Number.NaN, logSumExp[position] ?? Number.NaN, `${where}, log-sum-exp`);
+    const length = tensorOf(vector, `ids.${text}`).data.length;
+    for (let position = 0; position < length; position++) {
+      const problem = checkPosition(vector, outputs, text, position, tally);
+      if (problem !== undefined) return `text ${text}, position ${position}: ${problem}`;
     }
   }
-  if (positions === 0) return "the vector has no text";
-  if (differences.max > limits.maxLogit) return `${differences.where}: a logit is off by ${differences.max.toFixed(3)}, more than ${limits.maxLogit}`;
-  if (differences.mean > limits.meanLogit) return `logits are off by ${differences.mean.toFixed(3)} on average, more than ${limits.meanLogit}`;
-  if (flips / positions > limits.flippedShare) return `${flips} of ${positions} arg-maxes differ`;
-  return undefined;
+  return tally.problem();
+}
+
+/** Adds one position's differences to the tally; what no tally may excuse is returned. */
+function checkPosition(vector: Vector, outputs: Outputs, text: number, position: number, tally: Tally): string | undefined {
+  const where = `text ${text}, position ${position}`;
+  const wanted = tensorOf(vector, `top_ids.${text}`);
+  const stored = wanted.shape[1] ?? 0;
+  const wantIds = wanted.data.subarray(position * stored, (position + 1) * stored);
+  const wantLogits = tensorOf(vector, `top_logits.${text}`).data.subarray(position * stored, (position + 1) * stored);
+  const got = logitsAt(outputs, text, position);
+  for (let rank = 0; rank < stored; rank++) {
+    const logit = got.get(wantIds[rank] ?? -1);
+    if (logit === undefined) return `token ${wantIds[rank]}, of rank ${rank} in the reference, is not among the ${best} best`;
+    tally.add(logit, wantLogits[rank] ?? Number.NaN, where);
+  }
+  const logSumExp = (tensors: Outputs): number => tensors.get(`lse.${text}`)?.data[position] ?? Number.NaN;
+  tally.add(logSumExp(outputs), logSumExp(vector.tensors), `${where}, log-sum-exp`);
+  tally.positions++;
+  if (got.keys().next().value === wantIds[0]) return undefined;
+  tally.flips++;
+  const margin = (wantLogits[0] ?? 0) - (wantLogits[1] ?? 0);
+  return margin < limits.flippedMargin ? undefined : `another arg-max in spite of a margin of ${margin.toFixed(3)}`;
 }
 
 /** Logits by token id, best first. */

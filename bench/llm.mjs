@@ -1,0 +1,109 @@
+// npm run bench:llm [-- --model FILE --runs 5 --threads 1,2 --only ours|peer]
+// The same GGUF file with this package and with node-llama-cpp (in the folder that TOKENLOOM_PEERS names), interleaved, each
+// measurement in a process of its own, best of `runs`. Prints a table and writes bench/results/llm.json.
+import { execFileSync, fork } from "node:child_process";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { availableParallelism, cpus, totalmem } from "node:os";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+import { locateModel } from "tokenloom";
+import { readBandwidth } from "./bandwidth.mjs";
+
+const here = dirname(fileURLToPath(import.meta.url));
+const { values: flags } = parseArgs({
+  options: {
+    model: { type: "string", default: "SmolLM2-135M-Instruct.Q4_1.gguf" },
+    runs: { type: "string", default: "5" },
+    threads: { type: "string", default: [...new Set([1, Math.min(2, availableParallelism())])].join() },
+    out: { type: "string", default: join(here, "results", "llm.json") },
+  },
+});
+
+/** What each child measures: a prompt, and tokens after it. */
+const cases = [
+  { name: "prompt of 512 tokens", promptTokens: 512, tokens: 0, figure: "promptTokensPerSecond" },
+  { name: "prompt of 2,048 tokens", promptTokens: 2048, tokens: 0, figure: "promptTokensPerSecond" },
+  { name: "decode of 128 tokens after 16", promptTokens: 16, tokens: 128, figure: "decodeTokensPerSecond" },
+  { name: "decode of 128 tokens after 1,800", promptTokens: 1800, tokens: 128, figure: "decodeTokensPerSecond" },
+];
+
+function peerVersion() {
+  const folder = process.env.TOKENLOOM_PEERS;
+  if (!folder) return { missing: "TOKENLOOM_PEERS names no folder with node_modules/node-llama-cpp" };
+  const file = join(folder, "node_modules", "node-llama-cpp", "package.json");
+  return existsSync(file) ? { version: JSON.parse(readFileSync(file, "utf8")).version } : { missing: `there is no ${file}` };
+}
+
+function measure(program, request) {
+  return new Promise((resolve, reject) => {
+    const child = fork(join(here, "peers", `${program}.mjs`), [JSON.stringify(request)], { stdio: ["ignore", "ignore", "inherit", "ipc"] });
+    let answer;
+    child.once("message", (message) => (answer = message));
+    child.once("exit", (code, signal) => (answer ? resolve(answer) : reject(new Error(`${program} ended with ${signal ?? `code ${code}`}`))));
+  });
+}
+
+/** The best of several answers, figure by figure; memory and delays are the worst seen. */
+function best(answers, figure) {
+  const all = (name) => answers.map((answer) => answer[name]);
+  return {
+    tokensPerSecond: Math.max(...all(figure)),
+    loadMs: Math.min(...all("loadMs")),
+    peakBytes: Math.max(...all("peakBytes")),
+    eventLoopDelayMs: Math.max(...all("eventLoopDelayMs")),
+    runs: all(figure),
+  };
+}
+
+function commit() {
+  try {
+    const git = (...args) => execFileSync("git", args, { cwd: here, encoding: "utf8" }).trim();
+    return `${git("rev-parse", "--short", "HEAD")}${git("status", "--porcelain", "--untracked-files=no") === "" ? "" : " with changes"}`;
+  } catch {
+    return undefined;
+  }
+}
+
+const model = await locateModel(flags.model, { offline: true });
+const peer = peerVersion();
+const programs = ["tokenloom", ...(peer.version ? ["node-llama-cpp"] : [])];
+if (peer.missing) console.log(`node-llama-cpp is left out: ${peer.missing}\n`);
+const rows = [];
+let details;
+for (const threads of flags.threads.split(",").map(Number)) {
+  const bandwidth = await readBandwidth(threads);
+  for (const { name, promptTokens, tokens, figure } of cases) {
+    const answers = Object.fromEntries(programs.map((program) => [program, []]));
+    for (let run = 0; run < Number(flags.runs); run++) {
+      for (const program of programs) answers[program].push(await measure(program, { model, threads, promptTokens, tokens, contextTokens: 2304 }));
+    }
+    details ??= { isa: answers.tokenloom[0].isa, weightBytes: answers.tokenloom[0].weightBytes };
+    rows.push({ threads, name, figure, bandwidth, ...Object.fromEntries(programs.map((program) => [program, best(answers[program], figure)])) });
+    process.stderr.write(".");
+  }
+}
+process.stderr.write("\n");
+
+const number = (value, digits = 0) => value.toLocaleString("en-US", { maximumFractionDigits: digits, minimumFractionDigits: digits });
+const peerRate = (row) => (row["node-llama-cpp"] ? number(row["node-llama-cpp"].tokensPerSecond) : "–");
+const ratio = (row) => (row["node-llama-cpp"] ? `${number(row.tokenloom.tokensPerSecond / row["node-llama-cpp"].tokensPerSecond, 2)}×` : "–");
+/** Every weight is read once a token: the share of the memory's speed that this alone needs. */
+const share = (row) => (row.figure === "decodeTokensPerSecond" ? `${number(((row.tokenloom.tokensPerSecond * details.weightBytes) / row.bandwidth) * 100)} %` : "–");
+
+console.log(`| threads | tokens/s | tokenloom | node-llama-cpp ${peer.version ?? ""} | ratio | of the memory's read speed |\n|---:|---|---:|---:|---:|---:|`);
+for (const row of rows) console.log(`| ${row.threads} | ${row.name} | ${number(row.tokenloom.tokensPerSecond)} | ${peerRate(row)} | ${ratio(row)} | ${share(row)} |`);
+console.log(`\n| ${["", ...programs].join(" | ")} |\n|---|${programs.map(() => "---:").join("|")}|`);
+const over = (name, pick) => programs.map((program) => pick(rows.map((row) => row[program][name])));
+const least = (values) => Math.min(...values);
+const most = (values) => Math.max(...values);
+console.log(`| load, best | ${over("loadMs", least).map((ms) => `${number(ms)} ms`).join(" | ")} |`);
+console.log(`| peak memory, worst | ${over("peakBytes", most).map((bytes) => `${number(bytes / 1e6)} MB`).join(" | ")} |`);
+console.log(`| longest event-loop delay | ${over("eventLoopDelayMs", most).map((ms) => `${number(ms, 1)} ms`).join(" | ")} |`);
+for (const threads of new Set(rows.map((row) => row.threads))) {
+  console.log(`\nmemory read with ${threads} thread${threads === 1 ? "" : "s"}: ${number(rows.find((row) => row.threads === threads).bandwidth / 1e9, 1)} GB/s`);
+}
+
+const machine = { cpu: cpus()[0].model.trim(), cores: availableParallelism(), memoryBytes: totalmem(), node: process.version, platform: `${process.platform}-${process.arch}` };
+mkdirSync(dirname(flags.out), { recursive: true });
+writeFileSync(flags.out, `${JSON.stringify({ date: new Date().toISOString(), commit: commit(), machine, model: flags.model, peer: peer.version ?? null, ...details, rows }, null, 1)}\n`);

@@ -1,0 +1,167 @@
+import { isUtf8 } from "node:buffer";
+import { ModelFormatError } from "../errors.js";
+import type { Slicer } from "../slice.js";
+
+/** JSON with objects as maps: keys from a file never become properties (`__proto__` is a legal key). */
+export type JsonValue = null | boolean | number | string | JsonValue[] | JsonObject;
+export interface JsonObject extends Map<string, JsonValue> {}
+
+export interface JsonOptions {
+  readonly file: string;
+  readonly slicer: Slicer;
+  /** Where the text begins in the file, for messages. */
+  readonly offset?: number;
+  /** Refuse integers above 2^53 − 1 in magnitude, which JavaScript would round. */
+  readonly safeIntegers?: boolean;
+}
+
+const MAX_DEPTH = 64;
+const QUOTE = 0x22, BACKSLASH = 0x5c, COMMA = 0x2c, COLON = 0x3a, OPEN = 0x7b, CLOSE = 0x7d, OPEN_LIST = 0x5b, CLOSE_LIST = 0x5d;
+
+/**
+ * Parses JSON in slices, so that a header or vocabulary of many megabytes does not block. Stricter than JSON.parse: an
+ * object with two equal keys is refused (of which JSON.parse would keep the last). Throws ModelFormatError, AbortError.
+ */
+export async function parseJson(bytes: Buffer, options: JsonOptions): Promise<JsonValue> {
+  return new JsonParser(bytes, options).parse();
+}
+
+/** Maps to objects without a prototype, for code that expects plain JSON. */
+export function toPlain(value: JsonValue): unknown {
+  if (Array.isArray(value)) return value.map(toPlain);
+  if (!(value instanceof Map)) return value;
+  const object = Object.create(null) as Record<string, unknown>;
+  for (const [key, entry] of value) object[key] = toPlain(entry);
+  return object;
+}
+
+type Frame = { readonly list: JsonValue[] } | { readonly map: JsonObject; key: string };
+
+class JsonParser {
+  readonly #bytes: Buffer;
+  readonly #options: JsonOptions;
+  #at = 0;
+
+  constructor(bytes: Buffer, options: JsonOptions) {
+    this.#bytes = bytes;
+    this.#options = options;
+  }
+
+  async parse(): Promise<JsonValue> {
+    if (!isUtf8(this.#bytes)) throw this.#fail("Expected UTF-8");
+    const { slicer } = this.#options;
+    const stack: Frame[] = [];
+    for (let count = 0; ; count++) {
+      if ((count & 127) === 0 && slicer.due) await slicer.pause();
+      let value = this.#begin(stack);
+      if (value === undefined) continue;
+      // The value is complete: put it where it belongs, and close what closes after it.
+      for (;;) {
+        const frame = stack[stack.length - 1];
+        if (frame === undefined) return this.#end(value);
+        if ("list" in frame) frame.list.push(value);
+        else frame.map.set(frame.key, value);
+        const next = this.#skip();
+        this.#at++;
+        if (next === COMMA) {
+          if ("map" in frame) frame.key = this.#key(frame.map);
+          break;
+        }
+        if (next !== ("list" in frame ? CLOSE_LIST : CLOSE)) throw this.#fail(`Expected , or ${"list" in frame ? "]" : "}"}`, this.#at - 1);
+        stack.pop();
+        value = "list" in frame ? frame.list : frame.map;
+      }
+    }
+  }
+
+  /** Reads a scalar or an empty container; of others opens the frame and gives undefined. */
+  #begin(stack: Frame[]): JsonValue | undefined {
+    const first = this.#skip();
+    if (first === OPEN || first === OPEN_LIST) {
+      if (stack.length >= MAX_DEPTH) throw this.#fail(`Expected at most ${MAX_DEPTH} nested values`);
+      this.#at++;
+      if (first === OPEN) {
+        const map: JsonObject = new Map();
+        if (this.#skip() === CLOSE) return this.#at++, map;
+        stack.push({ map, key: this.#key(map) });
+      } else {
+        const list: JsonValue[] = [];
+        if (this.#skip() === CLOSE_LIST) return this.#at++, list;
+        stack.push({ list });
+      }
+      return undefined;
+    }
+    if (first === QUOTE) return this.#string();
+    return this.#word();
+  }
+
+  #key(map: JsonObject): string {
+    if (this.#skip() !== QUOTE) throw this.#fail("Expected a key in double quotes");
+    const at = this.#at;
+    const key = this.#string();
+    if (map.has(key)) throw this.#fail(`Expected each key once but ${JSON.stringify(key)} is there twice`, at);
+    if (this.#skip() !== COLON) throw this.#fail("Expected : after a key");
+    this.#at++;
+    return key;
+  }
+
+  #string(): string {
+    const bytes = this.#bytes;
+    const begin = this.#at + 1;
+    let at = begin, escaped = false, all = 0;
+    for (;; at++) {
+      const byte = bytes[at];
+      if (byte === undefined) throw this.#fail("Expected the end of a string", begin - 1);
+      if (byte === QUOTE) break;
+      if (byte < 0x20) throw this.#fail("Expected no control character in a string", at);
+      if (byte === BACKSLASH) {
+        escaped = true;
+        at++;
+      }
+      all |= byte;
+    }
+    this.#at = at + 1;
+    if (escaped) {
+      try {
+        return JSON.parse(bytes.toString("utf8", begin - 1, at + 1)) as string;
+      } catch {
+        throw this.#fail("Expected a valid string", begin - 1);
+      }
+    }
+    return bytes.toString(all < 0x80 ? "latin1" : "utf8", begin, at);
+  }
+
+  #word(): JsonValue {
+    const begin = this.#at;
+    const bytes = this.#bytes;
+    for (let byte = bytes[this.#at]; byte !== undefined && (byte === 0x2b || byte === 0x2d || byte === 0x2e || (byte >= 0x30 && byte <= 0x39) || (byte >= 0x41 && byte <= 0x5a) || (byte >= 0x61 && byte <= 0x7a)); byte = bytes[this.#at]) this.#at++;
+    if (this.#at - begin > 1000) throw this.#fail("Expected a number of reasonable length", begin);
+    const word = bytes.toString("latin1", begin, this.#at);
+    if (word === "true") return true;
+    if (word === "false") return false;
+    if (word === "null") return null;
+    if (!/^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$/.test(word)) throw this.#fail("Expected a JSON value", begin);
+    const number = Number(word);
+    if (this.#options.safeIntegers === true && Math.abs(number) > Number.MAX_SAFE_INTEGER) throw this.#fail(`Expected a number below 2^53 but received ${word.slice(0, 40)}`, begin);
+    return number;
+  }
+
+  #end(value: JsonValue): JsonValue {
+    this.#skip();
+    if (this.#at < this.#bytes.length) throw this.#fail("Expected nothing after the JSON value");
+    return value;
+  }
+
+  /** Moves to the next byte that is no white space, and gives it; −1 at the end. */
+  #skip(): number {
+    for (;; this.#at++) {
+      const byte = this.#bytes[this.#at];
+      if (byte === undefined) return -1;
+      if (byte !== 0x20 && byte !== 0x0a && byte !== 0x0d && byte !== 0x09) return byte;
+    }
+  }
+
+  #fail(message: string, at = this.#at): ModelFormatError {
+    return new ModelFormatError(`${message} in the JSON`, { offset: (this.#options.offset ?? 0) + at, file: this.#options.file });
+  }
+}

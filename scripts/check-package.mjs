@@ -1,0 +1,76 @@
+// Packs the package with this platform's binary, unpacks it elsewhere and uses it as a stranger would: require and import,
+// their types, the command line. Fails above 5 MB unpacked. Needs a build. Ends with `N passed, N failed`.
+import { execFileSync } from "node:child_process";
+import { cpSync, existsSync, mkdirSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const root = fileURLToPath(new URL("..", import.meta.url));
+/** Inside the repository, so that dependencies resolve to the installed ones. */
+const folder = join(root, "build", "package");
+const installed = join(folder, "node_modules", "tokenloom");
+const limit = 5e6;
+let failed = 0;
+let passed = 0;
+
+function check(name, work) {
+  try {
+    console.log(`ok    ${name}${work() ?? ""}`);
+    passed++;
+  } catch (error) {
+    console.log(`FAIL  ${name}: ${[error.message, error.stdout, error.stderr].filter(Boolean).join("\n")}`);
+    failed++;
+  }
+}
+
+const run = (command, args, options = {}) => execFileSync(command, args, { cwd: folder, encoding: "utf8", stdio: ["ignore", "pipe", "pipe"], ...options });
+const node = (...args) => run(process.execPath, args);
+
+function sizeOf(path) {
+  const found = statSync(path);
+  return found.isDirectory() ? readdirSync(path).reduce((sum, name) => sum + sizeOf(join(path, name)), 0) : found.size;
+}
+
+function unpack() {
+  rmSync(folder, { recursive: true, force: true });
+  mkdirSync(installed, { recursive: true });
+  const [packed] = JSON.parse(run("npm", ["pack", "--json", "--ignore-scripts", "--pack-destination", folder], { cwd: root }));
+  run("tar", ["-xzf", packed.filename, "-C", installed, "--strip-components=1"]);
+  const binary = join(installed, "prebuilds", `${process.platform}-${process.arch}`, "tokenloom.node");
+  if (existsSync(binary)) return;
+  mkdirSync(join(binary, ".."), { recursive: true });
+  cpSync(join(root, "build", "Release", "tokenloom.node"), binary);
+  try {
+    run("strip", ["--strip-unneeded", binary]);
+  } catch {
+    console.log("the binary is not stripped: there is no strip");
+  }
+}
+
+const source = `import { loadModel, memory, systemInfo, type LanguageModel, type Piece } from "tokenloom";
+export async function first(path: string): Promise<Piece | undefined> {
+  const model: LanguageModel = await loadModel(path);
+  for await (const piece of model.session().generate("Once")) return piece;
+  return memory().handles > 0 && systemInfo().isa === "" ? undefined : undefined;
+}
+`;
+
+check("pack and unpack", unpack);
+check(`unpacked below ${limit / 1e6} MB`, () => {
+  const bytes = sizeOf(installed);
+  if (bytes > limit) throw new Error(`${(bytes / 1e6).toFixed(2)} MB`);
+  return `: ${(bytes / 1e6).toFixed(2)} MB`;
+});
+check("require", () => `: ${node("-p", 'require("tokenloom").systemInfo().isa').trim()}`);
+check("import", () => `: ${node("--input-type=module", "-e", 'import { systemInfo } from "tokenloom"; console.log(systemInfo().isa)').trim()}`);
+check("types of both", () => {
+  for (const name of ["use.mts", "use.cts"]) writeFileSync(join(folder, name), source);
+  node(join(root, "node_modules", "typescript", "bin", "tsc"), "--noEmit", "--strict", "--module", "nodenext", "--target", "es2022", "--lib", "es2023,esnext.disposable", "--types", "node", "use.mts", "use.cts");
+});
+check("command line", () => `: ${node(join(installed, "dist/esm/cli/main.js"), "info", "--devices").split("\n")[0]}`);
+check("tiny model", () => {
+  const text = node(join(installed, "dist/esm/cli/main.js"), "run", join(installed, "models", "tiny.gguf"), "Once upon a time", "--max-tokens", "8");
+  if (text.trim() === "") throw new Error("no text came");
+});
+console.log(`${passed} passed, ${failed} failed`);
+process.exitCode = failed === 0 ? 0 : 1;

@@ -1,0 +1,24 @@
+import { readdirSync } from "node:fs";
+import { join } from "node:path";
+import t from "tap";
+import { root, runProgram, tiny } from "./program.js";
+
+const shown: Record<string, RegExp> = {
+  "start.mjs": /prompt +\d+ tokens at \d+ tokens\/s\nanswer +\d+ tokens at \d+ tokens\/s\nmemory +.*weights.*\nmachine +\w+, \d+ cores/,
+  "chat.mjs": /> Say that in five words\.\n[^]*tokens computed for this turn's prompt/,
+  "abort.mjs": /\[left the loop: \d+ tokens/,
+  "score.mjs": /tokens, perplexity \d/,
+  "two-sessions.mjs": /caches left: 0 bytes/,
+};
+
+const programs = readdirSync(join(root, "examples")).filter((name) => name.endsWith(".mjs") && name !== "model.mjs");
+t.same(programs.sort(), Object.keys(shown).sort(), "every example has a test");
+
+for (const name of programs) {
+  t.test(name, async (t) => {
+    const { code, stdout, stderr } = await runProgram(`examples/${name}`, [], { env: { TOKENLOOM_MODEL: tiny } });
+    t.equal(code, 0, stderr);
+    t.equal(stderr, "");
+    t.match(stdout, shown[name] ?? /^$/);
+  });
+}
