@@ -1,4 +1,5 @@
 import { native } from "./native.js";
+import { tensorCount } from "./tensor.js";
 
 /** Native bytes by owner, of this process. */
 export interface MemoryUse {
@@ -8,6 +9,7 @@ export interface MemoryUse {
   readonly cache: number;
   /** Tiles of kernels, one block a thread. */
   readonly scratch: number;
+  /** Tensors of this thread that are neither disposed of nor collected, in JavaScript memory. */
   readonly tensors: number;
   /** Native objects that JavaScript holds. */
   readonly handles: number;
@@ -15,8 +17,8 @@ export interface MemoryUse {
 
 /** Who holds how many native bytes. */
 export function memory(): MemoryUse {
-  const { arena, weight, cache, scratch, tensor, handles } = native.memory();
-  return { arena, weights: weight, cache, scratch, tensors: tensor, handles };
+  const { arena, weight, cache, scratch, handles } = native.memory();
+  return { arena, weights: weight, cache, scratch, tensors: tensorCount().bytes, handles };
 }
 
 export interface SystemInfo {

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Makes the small random models and reference logits of test/fixtures/architectures, one folder an architecture.
 
-    pip install torch==2.15.0 transformers==5.23.0 safetensors gguf==0.19.0 numpy
+    pip install torch==2.15.0 transformers==5.23.0 safetensors tokenizers==0.23.3 gguf==0.19.0 numpy
     python tools/architecture-oracles.py [--out test/fixtures/architectures]
 
-A folder holds `model.safetensors` + `config.json` as transformers writes them, `model.gguf` with the same weights under
+A folder holds `model.safetensors` + `config.json` as transformers writes them, `tokenizer.json`, `model.gguf` with the same weights under
 llama.cpp's conventions (tensor names, adjacent RoPE pairs in Llama's q and k, Gemma's norm weights plus 1), and
 `expected.json`: the token ids, the logits of each position from transformers in float32 on the stored weights, and
 `features`: by how much the logits would move were a feature left out; `roundoff`: how far float64 is. The script fails where such a move is too small
@@ -19,6 +19,7 @@ import gguf
 import numpy
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -183,11 +184,25 @@ def write_gguf(path, kind, config, weights, storage):
     writer.close()
 
 
-def add_vocabulary(writer):
+def vocabulary():
     """A valid vocabulary of the size wanted: three special tokens, the printable ASCII bytes, 29 merges."""
     merges = [f"Ġ {chr(97 + i)}" for i in range(26)] + ["t h", "h e", "i n"]
     tokens = ["<unk>", "<s>", "</s>", "Ċ", "Ġ"] + [chr(33 + i) for i in range(94)] + [pair.replace(" ", "") for pair in merges]
     assert len(tokens) == VOCABULARY
+    return tokens, merges
+
+
+def write_tokenizer(path):
+    tokens, merges = vocabulary()
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, [tuple(pair.split(" ")) for pair in merges]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens[:3]])
+    tokenizer.save(str(path))
+
+
+def add_vocabulary(writer):
+    tokens, merges = vocabulary()
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
@@ -223,6 +238,7 @@ def make(name, folder, seed):
     stored = old_style(stored, settings) if name in OLD_STYLE else stored
     stored |= {"architectures": [type(model).__name__], "torch_dtype" if name in OLD_STYLE else "dtype": storage}
     (folder / "config.json").write_text(json.dumps(stored, indent=1) + "\n")
+    write_tokenizer(folder / "tokenizer.json")
     weights = load_file(folder / "model.safetensors")
     ids = torch.randint(3, VOCABULARY, (TOKENS,), generator=generator).tolist()
     read = AutoConfig.from_pretrained(folder)

@@ -64,6 +64,7 @@ def read_book(path):
     for old, new in {"“": '"', "”": '"', "‘": "'", "’": "'", "—": "--", "–": "-", "`": "'", "é": "e", "ê": "e", "ô": "o", "æ": "ae", "_": ""}.items():
         text = text.replace(old, new)
     text = re.sub(r"\[[^\]]*\]", " ", text).encode("ascii", "ignore").decode()
+    text = re.sub(r"\b[A-Z]{2,}\b", lambda word: word.group().capitalize(), text)
     # Where most lines are not separated by blank ones, a paragraph is a block; otherwise each line is one.
     blocks = [" ".join(block.split()) for block in re.split(r"\n\s*\n", text)]
     return [block for block in blocks if len(block) > 40 and re.search(r"[a-z]", block) and not re.fullmatch(r"[\W\d_*]+", block)]
@@ -315,9 +316,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", nargs="+", required=True, metavar="FILE", help="books as plain UTF-8 text")
     parser.add_argument("--out", default="models/tiny.gguf")
-    parser.add_argument("--steps", type=int, default=520)
-    parser.add_argument("--batch", type=int, default=12, help=f"windows of {CONTEXT} tokens a step")
-    parser.add_argument("--rate", type=float, default=6e-3, help="highest learning rate")
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--batch", type=int, default=8, help=f"windows of {CONTEXT} tokens a step")
+    parser.add_argument("--rate", type=float, default=5e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -22,7 +22,8 @@ inline void relax() {
 
 // How long an idle helper watches for the next parallel part before it sleeps: longer than the gaps within a step.
 constexpr auto kSpin = std::chrono::microseconds(200);
-constexpr int kMostThreads = 128;  // fits the low byte of the published word
+constexpr int kMostThreads = 128;
+constexpr uint64_t kOpen = 1 << 15;
 
 }  // namespace
 
@@ -50,7 +51,7 @@ bool ThreadPool::grow(int threads) {
     }
     while (int(helpers_.size()) < threads - 1) {
       const int thread = int(helpers_.size()) + 1;
-helpers_.emplace_back([this, thread, seen = published_.load()] { help(thread, seen); });
+helpers_.emplace_back([this, thread, seen = state_.load() >> 32] { help(thread, seen); });
     }
   } catch (const std::exception&) {  // bad_alloc, or the system has no thread left
     return int(scratch_.size()) >= 1;
@@ -87,42 +88,52 @@ void ThreadPool::work(int thread) {
 void ThreadPool::parallelFor(int64_t count, int64_t chunk, Body body, void* context) {
   if (count <= 0) return;
   chunk = std::max<int64_t>(chunk, 1);
-  const int helpers = threads_ - 1;
-  if (helpers == 0 || count <= chunk) {
+  const int64_t helpers = std::min<int64_t>(threads_ - 1, (count - 1) / chunk);
+  if (helpers == 0) {
     body(context, 0, count, 0);
     return;
   }
   job_ = {body, context, count, chunk};
   next_.store(0, std::memory_order_relaxed);
-  running_.store(helpers, std::memory_order_relaxed);
-  published_.store(((published_.load(std::memory_order_relaxed) >> 8) + 1) << 8 | uint64_t(helpers), std::memory_order_seq_cst);
+  finished_.store(0, std::memory_order_relaxed);
+  const uint64_t number = (state_.load(std::memory_order_relaxed) >> 32) + 1;
+  state_.store(number << 32 | uint64_t(helpers) << 16 | kOpen, std::memory_order_seq_cst);
   if (sleepers_.load(std::memory_order_seq_cst) > 0) {
     std::lock_guard<std::mutex> lock(sleepMutex_);
     wake_.notify_all();
   }
   work(0);
-  for (int turn = 0; running_.load(std::memory_order_acquire) != 0; ++turn) {
+  const uint64_t joined = state_.fetch_and(~kOpen, std::memory_order_acq_rel) & (kOpen - 1);
+  for (int turn = 0; finished_.load(std::memory_order_acquire) != joined; ++turn) {
     if (turn < 4096) relax();
     else std::this_thread::yield();  // the cores are shared with somebody: let the helper run
   }
 }
 
+bool ThreadPool::join(int thread, uint64_t& seen) {
+  uint64_t state = state_.load(std::memory_order_acquire);
+  seen = state >> 32;
+  while ((state & kOpen) && (state >> 32) == seen && uint64_t(thread) <= ((state >> 16) & 0xffff))
+    if (state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel, std::memory_order_acquire)) return true;
+  return false;
+}
+
 void ThreadPool::help(int thread, uint64_t seen) {
+  const auto changed = [&](std::memory_order order) { return (state_.load(order) >> 32) != seen; };
   for (;;) {
     const auto until = std::chrono::steady_clock::now() + kSpin;
-    for (int turn = 0; published_.load(std::memory_order_acquire) == seen; ++turn) {
+    for (int turn = 0; !changed(std::memory_order_acquire); ++turn) {
       relax();
       if ((turn & 255) != 255 || std::chrono::steady_clock::now() < until) continue;
       std::unique_lock<std::mutex> lock(sleepMutex_);
       sleepers_.fetch_add(1, std::memory_order_seq_cst);
-      wake_.wait(lock, [&] { return stop_.load() || published_.load(std::memory_order_seq_cst) != seen; });
+      wake_.wait(lock, [&] { return stop_.load() || changed(std::memory_order_seq_cst); });
       sleepers_.fetch_sub(1, std::memory_order_relaxed);
       if (stop_.load()) return;
     }
-    seen = published_.load(std::memory_order_acquire);
-    if (thread > int(seen & 255)) continue;
+    if (!join(thread, seen)) continue;
     work(thread);
-    running_.fetch_sub(1, std::memory_order_release);
+    finished_.fetch_add(1, std::memory_order_release);
   }
 }
 

@@ -53,6 +53,7 @@ class ThreadPool {
   bool grow(int threads);
   void work(int thread);
   void help(int thread, uint64_t seen);
+  bool join(int thread, uint64_t& seen);
 
   struct alignas(64) Job {
     Body body = nullptr;
@@ -61,9 +62,11 @@ class ThreadPool {
   };
   Job job_;
   alignas(64) std::atomic<int64_t> next_{0};
-  // Job number << 8 | helpers that take part: published as one word, so that a late helper never joins another's job.
-  alignas(64) std::atomic<uint64_t> published_{0};
-  alignas(64) std::atomic<int> running_{0};  // helpers still inside the current job
+  // Job number << 32 | helpers invited << 16 | open << 15 | helpers that joined. One word, so that a late helper can never
+  // join a job that has ended or is another's. The caller waits for those that joined, not for those that sleep or whose
+  // core is busy with something else: a loaded machine is slow, not stuck.
+  alignas(64) std::atomic<uint64_t> state_{0};
+  alignas(64) std::atomic<uint32_t> finished_{0};  // helpers that joined and are done
   std::atomic<bool> stop_{false};
   std::atomic<int> sleepers_{0};
   std::mutex sleepMutex_;

@@ -6,7 +6,9 @@
 #include "attention_tile_inl.h"
 #include "attention_mask_inl.h"
 #include "attention_source_inl.h"
+#include "attention_score_inl.h"
 #include "attention_loop_inl.h"
+#include "attention_run_inl.h"
 
 namespace tl::TL_TARGET {
 namespace {
@@ -21,12 +23,8 @@ void cachedUnit(const Problem& problem, int64_t index, Unit& unit) {
   const auto& context = *static_cast<const CachedContext*>(problem.context);
   const View &query = context.args.query, &out = context.args.out;
   const KvCache& cache = *context.step.cache;
-  unit.queryToken = query.strides[0];
-  unit.queryHead = query.strides[1];
-  unit.query = query.as<float>() + index * problem.group * unit.queryHead;
-  unit.outToken = out.strides[0];
-  unit.outHead = out.strides[1];
-  unit.out = out.as<float>() + index * problem.group * unit.outHead;
+  unit.query = {reinterpret_cast<std::byte*>(query.as<float>() + index * problem.group * query.strides[1]), DType::f32, query.strides[0], query.strides[1]};
+  unit.out = {reinterpret_cast<std::byte*>(out.as<float>() + index * problem.group * out.strides[1]), DType::f32, out.strides[0], out.strides[1]};
   unit.queries = query.dims[0];
   unit.keys = cache.length(context.layer, int32_t(index)) + context.step.newTokens;
   unit.source.pages = cache.pages(context.layer, int32_t(index));

@@ -1,5 +1,5 @@
-// The one loop of attention: tiles of query rows stream over blocks of keys, with online softmax (arXiv 2205.14135).
-// Included after attention_mask_inl.h and attention_source_inl.h.
+// The one loop of attention: tiles of query rows stream over blocks of keys, with online softmax (arXiv 2205.14135). Mask,
+// score operands, key/value source and outputs are parts of a Unit. Included after attention_{mask,source,score}_inl.h.
 //
 // A row is one query of one head; the query heads of a key/value head are rows of one tile, so keys and values are read
 // once for all of them. Sums start afresh every kChunkKeys keys, counted from the first key, and are merged in ascending
@@ -10,26 +10,42 @@ namespace tl::TL_TARGET {
 
 constexpr int64_t kChunkBlocks = 4, kChunkKeys = kChunkBlocks * kBlockKeys;
 
-// One (sequence, key/value head).
+// A float operand [queries, heads, …] of one unit; strides in elements.
+struct Operand3 {
+  std::byte* data = nullptr;
+  DType dtype = DType::f32;
+  int64_t token = 0, head = 0;
+  bool present() const { return data != nullptr; }
+  std::byte* at(int64_t query, int64_t h) const { return data + (query * token + h * head) * int64_t(elementBytes(dtype)); }
+};
+
+// One (sequence, key/value head). Heads are counted from the first of its `group` query heads.
 struct Unit {
-  const float* query = nullptr;
-  float* out = nullptr;
-  int64_t queryToken = 0, queryHead = 0, outToken = 0, outHead = 0;  // strides in elements
+  Operand3 query, out;
+  Operand3 logSumExp;   // f32, one element
+  Operand3 scores;      // f32, one row of `keys`: the logits, −inf where not seen
+  Operand3 columnSums;  // f32, `head` only: one row of `keys`
   int64_t queries = 0, keys = 0;
   Source source;
   KeyMask mask;
+  ScoreOperands operands;
+  const float* sinks = nullptr;  // a logit a head that joins the denominator only (arXiv 2508.10925)
 };
 
 struct Problem {
-  int64_t units = 0, group = 1;          // group: query heads of one key/value head
+  int64_t units = 0, group = 1;           // group: query heads of one key/value head
   int64_t headDim = 0, valueDim = 0;
   int64_t mostQueries = 0, mostKeys = 0;  // of any unit
   float scale = 1;                        // of q · k, log2(e) included
   float softcap = 0;                      // times log2(e); with it `scale` is that of 2/cap · q · k
+  bool offByOne = false;                  // a logit of 0 joins the denominator (softmax-off-by-one)
+  bool columnSums = false;
+  int64_t columnQueries = 0;              // the last queries whose weights are summed
   const void* context = nullptr;
   void (*unit)(const Problem& problem, int64_t index, Unit& unit) = nullptr;
 
   int64_t stride() const { return paddedDim(valueDim); }
+  int64_t blockFloats() const { return kBlockKeys * (headDim + stride()); }
 };
 
 // What a tile works in, carved out of the thread's scratch.
@@ -37,12 +53,13 @@ struct Workspace {
   float *query, *block, *scores, *out, *merged, *maximum, *sum, *mergedMaximum, *mergedSum;
 };
 
-constexpr int64_t kInPlaceRows = 2 * kRows;                // so few read pages as they are instead of converting them first
+constexpr int64_t kInPlaceRows = 2 * kRows;                 // so few read the cache's pages as they are
 constexpr int64_t kTileBytes = int64_t(kScratchBytes) / 2;  // the other half of the first thread's holds partial results
+constexpr int64_t kTileFloats = kTileBytes / int64_t(sizeof(float));
 
 inline int64_t tileFloats(const Problem& problem, int64_t rows) {
   const int64_t padded = roundUp(rows, kRows);
-  return blockFloats(problem.headDim, problem.valueDim) + padded * (problem.headDim + 2 * problem.stride() + 4) + kGroupRows * kBlockKeys + 256;
+  return problem.blockFloats() + padded * (problem.headDim + 2 * problem.stride() + 4) + kGroupRows * kBlockKeys + 256;
 }
 
 inline Workspace carve(const Problem& problem, int64_t rows, std::byte* scratch) {
@@ -54,7 +71,7 @@ inline Workspace carve(const Problem& problem, int64_t rows, std::byte* scratch)
     return taken;
   };
   Workspace w;
-  w.block = take(blockFloats(problem.headDim, problem.valueDim));
+  w.block = take(problem.blockFloats());
   w.scores = take(kGroupRows * kBlockKeys);
   w.query = take(padded * problem.headDim);
   w.out = take(padded * problem.stride());
@@ -72,104 +89,193 @@ struct Tile {
   int64_t row, rows;  // rows are numbered query · group + head
   Workspace space;
   int64_t query(int64_t r) const { return (row + r) / problem.group; }
+  int64_t head(int64_t r) const { return (row + r) % problem.group; }
+  Cover cover(int64_t first, int64_t count, int64_t key) const {
+    return unit.mask.cover(query(first), query(first + count - 1), 0, problem.group - 1, key);
+  }
 };
+
+template <typename T> void packRow(const T* from, int64_t headDim, float scale, float* to) {
+  for (int64_t d = 0; d < headDim; ++d) to[d * kRows] = tl::toFloat(from[d]) * scale;
+}
 
 // Queries as [panel][headDim][kRows], scaled; rows that fill the last panel up are zero.
 inline void packQueries(const Tile& tile) {
-  const int64_t headDim = tile.problem.headDim, group = tile.problem.group;
+  const int64_t headDim = tile.problem.headDim;
   for (int64_t r = 0; r < roundUp(tile.rows, kRows); ++r) {
     float* to = tile.space.query + r / kRows * headDim * kRows + r % kRows;
     if (r >= tile.rows) {
       for (int64_t d = 0; d < headDim; ++d) to[d * kRows] = 0;
       continue;
     }
-    const float* from = tile.unit.query + (tile.row + r) / group * tile.unit.queryToken + (tile.row + r) % group * tile.unit.queryHead;
-    for (int64_t d = 0; d < headDim; ++d) to[d * kRows] = from[d] * tile.problem.scale;
+    const std::byte* from = tile.unit.query.at(tile.query(r), tile.head(r));
+    if (tile.unit.query.dtype == DType::f16) packRow(reinterpret_cast<const f16*>(from), headDim, tile.problem.scale, to);
+    else if (tile.unit.query.dtype == DType::bf16) packRow(reinterpret_cast<const bf16*>(from), headDim, tile.problem.scale, to);
+    else packRow(reinterpret_cast<const float*>(from), headDim, tile.problem.scale, to);
   }
 }
 
-// s = 2x/cap · log2(e) on entry (packQueries scaled so); cap · tanh(x/cap) · log2(e) on return: tanh(y) = 1 − 2/(1 + e^2y).
-inline void softcapRow(float* scores, float cap) {
-  const F32 one = broadcast(1.0f), two = broadcast(2.0f), scale = broadcast(cap), most = broadcast(60.0f);
-  for (int v = 0; v < kBlockKeys; v += kLanes) {
-    const F32 s = load(scores + v), e = exp2Clamped(min(most, s));
-    store(scores + v, mul(scale, sub(one, div(two, add(one, e)))));
-  }
+inline void writeScores(const Tile& tile, int64_t r, int64_t key, int count, const float* scores, const Visible* visible) {
+  float* out = reinterpret_cast<float*>(tile.unit.scores.at(tile.query(r), tile.head(r))) + key;
+  for (int j = 0; j < count; ++j) out[j] = !visible || visible->has(j) ? scores[j] * kLn2 : -kInfinity;
 }
 
-// Rows [first, first + rows) of the tile, at most kGroupRows, against one block.
-template <typename T> void groupAgainstBlock(const Tile& tile, const Block<T>& block, int64_t key, int64_t first, int rows) {
+// Scores of rows [first, first + rows), rows ≤ kGroupRows, and one block, after all that modifies them. `visible` says what
+// each row sees unless the answer is Cover::full.
+template <typename AnyBlock> Cover scoreGroup(const Tile& tile, AnyBlock& block, int64_t key, int64_t first, int rows, Visible* visible) {
   const Problem& problem = tile.problem;
-  const Cover cover = tile.unit.mask.cover(tile.query(first), tile.query(first + rows - 1), key);
-  if (cover == Cover::none) return;
-  Visible visible[kGroupRows], any = {}, common[kGroupRows];
-  if (cover == Cover::partial) {
-    for (int r = 0; r < rows; ++r) {
-      visible[r] = {};
-      tile.unit.mask.visible(tile.query(first + r), key, visible[r]);
-      Visible& together = common[r / kRows];
-      for (int p = 0; p < kBlockPanels; ++p) {
-        any.word[p] |= visible[r].word[p];
-        together.word[p] = r % kRows ? together.word[p] & visible[r].word[p] : visible[r].word[p];
-      }
-    }
+  const Unit& unit = tile.unit;
+  Cover cover = tile.cover(first, rows, key);
+  if (cover == Cover::none) return cover;
+  const int count = int(std::min<int64_t>(unit.keys - key, kBlockKeys));
+  Visible any = {};
+  for (int r = 0; r < rows; ++r) {
+    if (cover == Cover::full && !unit.operands.bias) break;
+    visible[r] = {};
+    if (cover == Cover::full) addRange(visible[r], 0, count);
+    else unit.mask.visible(tile.query(first + r), tile.head(first + r), key, visible[r]);
+    for (int p = 0; p < kBlockPanels; ++p) any.word[p] |= visible[r].word[p];
   }
   float* scores = tile.space.scores;
   const float* query = tile.space.query + first * problem.headDim;
   for (int p = 0; p < kBlockPanels; ++p) {
     if (cover == Cover::partial && !any.word[p]) continue;
+    block.needKeys(p);
     for (int r = 0; r < rows; r += kRows)
       anyScorePanel<kRows>(std::min(rows - r, kRows), query + r * problem.headDim, block, p, problem.headDim, scores + r * kBlockKeys);
   }
-  const int64_t stride = problem.stride();
   if (problem.softcap != 0)
-    for (int r = 0; r < rows; ++r) softcapRow(scores + r * kBlockKeys, problem.softcap);
+    for (int r = 0; r < rows; ++r) softcapRow(scores + r * kBlockKeys, count, problem.softcap);
+  if (unit.operands.any()) {
+    for (int r = 0; r < rows; ++r) {
+      const int64_t i = tile.query(first + r);
+      modifyRow(unit.operands, problem.scale, tile.head(first + r), i, unit.mask.offset + i, unit.keys, key, count, scores + r * kBlockKeys, visible[r]);
+      if (unit.operands.bias && nextKey(visible[r], 0, false) < kBlockKeys) cover = Cover::partial;
+    }
+  }
+  if (unit.scores.present())
+    for (int r = 0; r < rows; ++r) writeScores(tile, first + r, key, count, scores + r * kBlockKeys, cover == Cover::partial ? visible + r : nullptr);
+  return cover;
+}
+
+// Whether the values of keys [begin, end) are all finite: then weights of zero may stand for keys that are not seen.
+template <typename T> bool finiteValues(const Block<T>& block, int begin, int end, int columns) {
+  for (int j = begin; j < end; ++j)
+    for (int c = 0; c < columns; ++c)
+      for (int v = 0; v < kTileVectors; ++v) {
+        const F32 x = load(block.values[j / kPanelKeys] + j % kPanelKeys * block.valueRow + c * block.valueColumn + v * kLanes);
+        if (bitsOfLanes(lessThan(abs(x), broadcast(kInfinity))) != uint32_t((uint64_t(1) << kLanes) - 1)) return false;
+      }
+  return true;
+}
+
+// What `count` ≤ kRows rows see of keys [begin, end).
+struct Runs {
+  int begin, end;  // a run that all of them see
+  bool zeros;      // too ragged: all of [begin, end), with weights of zero for what is not seen
+};
+
+template <typename T> Runs runsOf(const Visible* visible, int count, const Block<T>& block, int begin, int end, int columns) {
+  Visible all = visible[0], any = visible[0];
+  int seen = 0;
+  for (int i = 0; i < count; ++i)
+    for (int p = 0; p < kBlockPanels; ++p) {
+      all.word[p] &= visible[i].word[p];
+      any.word[p] |= visible[i].word[p];
+      if (p * kPanelKeys >= begin && p * kPanelKeys < end) seen += __builtin_popcount(visible[i].word[p]);
+    }
+  Runs runs;
+  runs.begin = std::min(nextKey(all, begin, true), end);
+  runs.end = runs.begin < end ? std::min(nextKey(all, runs.begin, false), end) : end;
+  if (runs.begin == end) runs.begin = runs.end = end;
+  runs.zeros = seen - count * (runs.end - runs.begin) > 16 * count && finiteValues(block, begin, end, columns);
+  if (runs.zeros) {
+    runs.begin = begin;
+    runs.end = end;
+  }
+  return runs;
+}
+
+// Weighted values of keys [begin, end) go to the rows' sums; begin and end are multiples of kPanelKeys.
+template <typename T> void valuesOfGroup(const Tile& tile, const Block<T>& block, int64_t first, int rows, int begin, int end, const Visible* visible) {
+  const int64_t stride = tile.problem.stride();
+  const int columns = int(stride / kTileWidth), columnStep = rows <= kRows ? columns : 1;
+  Runs runs[kGroupRows];
+  if (visible)
+    for (int r = 0; r < rows; r += kRows) {
+      runs[r / kRows] = runsOf(visible + r, std::min(rows - r, kRows), block, begin, end, columns);
+      if (!runs[r / kRows].zeros) continue;
+      for (int i = r; i < std::min(r + kRows, rows); ++i)
+        for (int v = begin / kLanes; v < end / kLanes; ++v)
+          if (!vectorBits(visible[i], v)) store(tile.space.scores + i * kBlockKeys + v * kLanes, zero());
+    }
+  for (int c = 0; c < columns; c += columnStep) {
+    for (int r = 0; r < rows; r += kRows) {
+      const int count = std::min(rows - r, kRows);
+      const float* weights = tile.space.scores + r * kBlockKeys;
+      float* out = tile.space.out + (first + r) * stride;
+      if (!visible) {
+        anyValueRows<kRows>(count, weights, block, begin, end, c, c + columnStep, out, stride);
+        continue;
+      }
+      // All rows together where they see the same run of keys; what a row sees before and behind it, row by row.
+      const auto ownRuns = [&](int i, int from, int to) {
+        for (int a = nextKey(visible[r + i], from, true); a < to;) {
+          const int b = std::min(nextKey(visible[r + i], a, false), to);
+          anyValueRows<1>(1, weights + i * kBlockKeys, block, a, b, c, c + columnStep, out + i * stride, stride);
+          a = b < to ? nextKey(visible[r + i], b, true) : to;
+        }
+      };
+      const Runs& run = runs[r / kRows];
+      if (begin < run.begin)
+        for (int i = 0; i < count; ++i) ownRuns(i, begin, run.begin);
+      if (run.begin < run.end) anyValueRows<kRows>(count, weights, block, run.begin, run.end, c, c + columnStep, out, stride);
+      if (run.end < end)
+        for (int i = 0; i < count; ++i) ownRuns(i, run.end, end);
+    }
+  }
+}
+
+// Rows [first, first + rows) of the tile, at most kGroupRows, against one block.
+template <typename AnyBlock> void groupAgainstBlock(const Tile& tile, AnyBlock& block, int64_t key, int64_t first, int rows) {
+  Visible visible[kGroupRows];
+  const Cover cover = scoreGroup(tile, block, key, first, rows, visible);
+  if (cover == Cover::none) return;
+  const int64_t stride = tile.problem.stride();
+  const Visible* seen = cover == Cover::partial ? visible : nullptr;
   float scale[kGroupRows];
-  softmaxRows(scores, cover == Cover::partial ? visible : nullptr, rows, tile.space.maximum + first, tile.space.sum + first, scale);
+  softmaxRows(tile.space.scores, seen, rows, tile.space.maximum + first, tile.space.sum + first, scale);
   for (int r = 0; r < rows; ++r) {
     if (scale[r] == 1.0f) continue;
     float* out = tile.space.out + (first + r) * stride;
     for (int64_t d = 0; d < stride; d += kLanes) store(out + d, mul(load(out + d), broadcast(scale[r])));
   }
-  const int columns = int(stride / kTileWidth), columnStep = rows <= kRows ? columns : 1;
-  for (int c = 0; c < columns; c += columnStep) {
-    for (int r = 0; r < rows; r += kRows) {
-      const int count = std::min(rows - r, kRows);
-      const float* weights = scores + r * kBlockKeys;
-      float* out = tile.space.out + (first + r) * stride;
-      if (cover == Cover::full) {
-        anyValueRows<kRows>(count, weights, block, 0, kBlockKeys, c, c + columnStep, out, stride);
-        continue;
-      }
-      // All rows together where they see the same run of keys; what a row sees before and behind it, row by row.
-      const int begin = nextKey(common[r / kRows], 0, true), end = begin < kBlockKeys ? nextKey(common[r / kRows], begin, false) : kBlockKeys;
-      const auto ownRuns = [&](int i, int from, int to) {
-        for (int a = nextKey(visible[r + i], from, true); a < to;) {
-          const int b = std::min(nextKey(visible[r + i], a, false), to);
-          anyValueRows<1>(1, weights + i * kBlockKeys, block, a, b, c, c + columnStep, out + i * stride, stride);
-          a = b < kBlockKeys ? nextKey(visible[r + i], b, true) : kBlockKeys;
-        }
-      };
-      for (int i = 0; i < count; ++i) ownRuns(i, 0, begin);
-      if (begin < end) anyValueRows<kRows>(count, weights, block, begin, end, c, c + columnStep, out, stride);
-      for (int i = 0; i < count && end < kBlockKeys; ++i) ownRuns(i, end, kBlockKeys);
+  const int count = int(std::min<int64_t>(tile.unit.keys - key, kBlockKeys)), end = int(roundUp(count, kPanelKeys));
+  if constexpr (AnyBlock::kPanelwise) {
+    for (int p = 0; p * kPanelKeys < end; ++p) {
+      uint32_t any = seen ? 0 : 1;
+      for (int r = 0; seen && r < rows; ++r) any |= seen[r].word[p];
+      if (!any) continue;
+      block.needValues(p);
+      valuesOfGroup(tile, block, first, rows, p * kPanelKeys, (p + 1) * kPanelKeys, seen);
     }
+  } else {
+    valuesOfGroup(tile, block, first, rows, 0, end, seen);
   }
 }
 
-template <typename T> void blockInPlaceAgainstTile(const Tile& tile, int64_t key, int count) {
-  Block<T> block;
-  blockInPlace(tile.unit.source, key / kPanelKeys, int(ceilDiv(count, kPanelKeys)), ceilDiv(tile.unit.keys, kPanelKeys), block);
+template <typename AnyBlock> void tileAgainstBlock(const Tile& tile, AnyBlock block, int64_t key) {
   for (int64_t r = 0; r < tile.rows; r += kGroupRows) groupAgainstBlock(tile, block, key, r, int(std::min<int64_t>(tile.rows - r, kGroupRows)));
 }
 
 // One chunk of keys: tile.space.{maximum, sum, out} become the chunk's own. False where no row sees any of it.
 inline bool tileAgainstChunk(const Tile& tile, int64_t chunk) {
   const int64_t stride = tile.problem.stride(), keys = tile.unit.keys;
-  const bool inPlace = tile.rows <= kInPlaceRows && readableInPlace(tile.unit.source);
+  const Source& source = tile.unit.source;
+  const bool inPlace = tile.rows <= kInPlaceRows && source.pages && source.valueDim % kTileWidth == 0;
   bool started = false;
   for (int64_t key = chunk * kChunkKeys; key < std::min((chunk + 1) * kChunkKeys, keys); key += kBlockKeys) {
-    if (tile.unit.mask.cover(tile.query(0), tile.query(tile.rows - 1), key) == Cover::none) continue;
+    if (tile.cover(0, tile.rows, key) == Cover::none) continue;
     if (!started) {
       started = true;
       for (int64_t r = 0; r < tile.rows; ++r) {
@@ -179,127 +285,40 @@ inline bool tileAgainstChunk(const Tile& tile, int64_t chunk) {
       std::memset(tile.space.out, 0, size_t(tile.rows * stride) * sizeof(float));
     }
     const int count = int(std::min<int64_t>(keys - key, kBlockKeys));
-    if (inPlace) {
-      if (tile.unit.source.element == DType::f16) blockInPlaceAgainstTile<f16>(tile, key, count);
-      else if (tile.unit.source.element == DType::bf16) blockInPlaceAgainstTile<bf16>(tile, key, count);
-      else blockInPlaceAgainstTile<float>(tile, key, count);
-      continue;
-    }
-    Block<float> block;
-    loadBlock(tile.unit.source, key / kPanelKeys, count, ~uint32_t(0), tile.space.block, block);
-    for (int64_t r = 0; r < tile.rows; r += kGroupRows) groupAgainstBlock(tile, block, key, r, int(std::min<int64_t>(tile.rows - r, kGroupRows)));
+    if (inPlace && source.element == DType::f16) tileAgainstBlock(tile, PageBlock<f16>(source, key, count, keys), key);
+    else if (inPlace && source.element == DType::bf16) tileAgainstBlock(tile, PageBlock<bf16>(source, key, count, keys), key);
+    else if (inPlace) tileAgainstBlock(tile, PageBlock<float>(source, key, count, keys), key);
+    else if (tile.rows <= kGroupRows) tileAgainstBlock(tile, PassingBlock(source, key, count, tile.space.block), key);
+    else tileAgainstBlock(tile, LoadedBlock(source, key, count, tile.space.block), key);
   }
   return started;
 }
 
-inline void writeRow(const Problem& problem, const Unit& unit, int64_t row, float sum, const float* merged) {
-  float* out = unit.out + row / problem.group * unit.outToken + row % problem.group * unit.outHead;
-  const F32 total = broadcast(sum > 0 || sum != sum ? sum : 1.0f);  // a row that saw no key: 0
+template <typename T> void writeOut(T* out, const float* sums, int64_t width, F32 total) {
   int64_t d = 0;
-  for (; d + kLanes <= problem.valueDim; d += kLanes) store(out + d, div(load(merged + d), total));
-  if (d < problem.valueDim) storePart(out + d, div(load(merged + d), total), int(problem.valueDim - d));
+  for (; d + kLanes <= width; d += kLanes) store(out + d, div(load(sums + d), total));
+  if (d < width) storePart(out + d, div(load(sums + d), total), int(width - d));
 }
 
-// A tile over all of its keys.
-inline void wholeTile(const Problem& problem, int64_t index, int64_t row, int64_t mostRows, std::byte* scratch) {
-  Unit unit;
-  problem.unit(problem, index, unit);
-  const int64_t rows = std::min(unit.queries * problem.group - row, mostRows), stride = problem.stride();
-  if (rows <= 0) return;
-  const Tile tile{problem, unit, row, rows, carve(problem, mostRows, scratch)};
-  const Workspace& w = tile.space;
-  packQueries(tile);
-  for (int64_t r = 0; r < rows; ++r) {
-    w.mergedMaximum[r] = -kInfinity;
-    w.mergedSum[r] = 0;
+// A row's results from its maximum, sum and weighted values over all keys.
+inline void writeRow(const Problem& problem, const Unit& unit, int64_t row, float maximum, float sum, float* merged) {
+  const int64_t query = row / problem.group, head = row % problem.group;
+  if (problem.offByOne || unit.sinks) {  // one more key, whose value is zero
+    const float logit = problem.offByOne ? 0 : unit.sinks[head] * kLog2E, common = maximum > logit ? maximum : logit;
+    const float mine = maximum == -kInfinity ? 0 : exp2Clamped(maximum - common);
+    sum = sum * mine + exp2Clamped(logit - common);
+    for (int64_t d = 0; d < problem.stride(); d += kLanes) store(merged + d, mul(load(merged + d), broadcast(mine)));
+    maximum = common;
   }
-  std::memset(w.merged, 0, size_t(rows * stride) * sizeof(float));
-  for (int64_t chunk = 0; chunk * kChunkKeys < unit.keys; ++chunk) {
-    if (!tileAgainstChunk(tile, chunk)) continue;
-    for (int64_t r = 0; r < rows; ++r) mergeRow(w.mergedMaximum[r], w.mergedSum[r], w.merged + r * stride, w.maximum[r], w.sum[r], w.out + r * stride, stride);
+  if (unit.logSumExp.present()) {
+    const double natural = (double(maximum) + std::log2(double(sum))) * 0.69314718055994530942;
+    *reinterpret_cast<float*>(unit.logSumExp.at(query, head)) = sum == 0 ? -kInfinity : float(natural);
   }
-  for (int64_t r = 0; r < rows; ++r) writeRow(problem, unit, row + r, w.mergedSum[r], w.merged + r * stride);
-}
-
-// Partial results of (unit, chunk): per row maximum, sum, then out.
-inline int64_t partialFloats(const Problem& problem) { return roundUp(problem.stride() + 2, 16); }
-
-inline void partialTile(const Problem& problem, int64_t index, int64_t chunk, int64_t mostRows, std::byte* scratch, float* partial) {
-  Unit unit;
-  problem.unit(problem, index, unit);
-  const int64_t rows = unit.queries * problem.group, stride = problem.stride(), step = partialFloats(problem);
-  if (rows <= 0) return;
-  const Tile tile{problem, unit, 0, rows, carve(problem, mostRows, scratch)};
-  packQueries(tile);
-  const bool seen = tileAgainstChunk(tile, chunk);
-  for (int64_t r = 0; r < rows; ++r) {
-    float* to = partial + r * step;
-    to[stride] = seen ? tile.space.maximum[r] : -kInfinity;
-    to[stride + 1] = seen ? tile.space.sum[r] : 0;
-    if (seen) std::memcpy(to, tile.space.out + r * stride, size_t(stride) * sizeof(float));
-  }
-}
-
-inline void mergePartials(const Problem& problem, int64_t index, int64_t row, int64_t chunks, int64_t mostRows, const float* partials, std::byte* scratch) {
-  Unit unit;
-  problem.unit(problem, index, unit);
-  if (row >= unit.queries * problem.group) return;
-  const int64_t stride = problem.stride(), step = partialFloats(problem);
-  float* merged = reinterpret_cast<float*>(scratch);
-  float maximum = -kInfinity, sum = 0;
-  std::memset(merged, 0, size_t(stride) * sizeof(float));
-  for (int64_t chunk = 0; chunk * kChunkKeys < unit.keys && chunk < chunks; ++chunk) {
-    const float* from = partials + (chunk * mostRows + row) * step;
-    mergeRow(maximum, sum, merged, from[stride], from[stride + 1], from, stride);
-  }
-  writeRow(problem, unit, row, sum, merged);
-}
-
-// Few rows over many keys: chunks of keys are shared between the threads, as many units at a time as partial results fit.
-inline void splitKeys(const Problem& problem, int64_t chunks, int64_t mostRows, int64_t unitsAtOnce, Context& context) {
-  float* partials = reinterpret_cast<float*>(context.pool.scratch(0) + kTileBytes);
-  const int64_t unitFloats = chunks * mostRows * partialFloats(problem);
-  for (int64_t first = 0; first < problem.units; first += unitsAtOnce) {
-    const int64_t units = std::min(unitsAtOnce, problem.units - first);
-    context.pool.parallelFor(units * chunks, 1, [&](int64_t begin, int64_t end, int thread) {
-      for (int64_t i = begin; i < end; ++i)
-        partialTile(problem, first + i / chunks, i % chunks, mostRows, context.pool.scratch(thread),
-                    partials + i / chunks * unitFloats + i % chunks * mostRows * partialFloats(problem));
-    });
-    context.pool.parallelFor(units * mostRows, std::max<int64_t>(1, 64 / chunks), [&](int64_t begin, int64_t end, int thread) {
-      for (int64_t i = begin; i < end; ++i)
-        mergePartials(problem, first + i / mostRows, i % mostRows, chunks, mostRows, partials + i / mostRows * unitFloats, context.pool.scratch(thread));
-    });
-  }
-}
-
-// How the work is shared changes no result.
-inline Status runAttention(const char* op, const Problem& problem, Context& context) {
-  const int64_t rows = problem.mostQueries * problem.group, chunks = ceilDiv(problem.mostKeys, kChunkKeys);
-  if (rows == 0 || problem.units == 0) return {};
-  constexpr int64_t tileMost = kTileBytes / int64_t(sizeof(float));
-  if (tileFloats(problem, kRows) > tileMost) return argumentError(op, "headDim", "is larger than the kernel's tiles", problem.headDim);
-  const int threads = context.pool.threads();
-  int64_t tileRows = roundUp(std::min<int64_t>(rows, 192), kRows);
-  while (tileRows > kGroupRows && (tileFloats(problem, tileRows) > tileMost || (tileRows > 2 * kGroupRows && problem.units * ceilDiv(rows, tileRows) < 8 * threads)))
-    tileRows = roundUp(tileRows / 2, kGroupRows);
-  while (tileFloats(problem, tileRows) > tileMost) tileRows -= kRows;
-  const int64_t tiles = ceilDiv(rows, tileRows);
-  if (threads > 1 && tiles == 1 && chunks > 1 && problem.units < 8 * threads) {
-    const int64_t fit = (kTileBytes / int64_t(sizeof(float))) / (chunks * rows * partialFloats(problem));
-    if (fit > 0) {
-      splitKeys(problem, chunks, rows, fit, context);
-      return {};
-    }
-  }
-  // Later queries see more keys under a causal mask: they go first, so that no thread is left with a long tile at the end.
-  context.pool.parallelFor(problem.units * tiles, 1, [&](int64_t begin, int64_t end, int thread) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t tile = tiles - 1 - i / problem.units;
-      wholeTile(problem, i % problem.units, tile * tileRows, tileRows, context.pool.scratch(thread));
-    }
-  });
-  return {};
+  const F32 total = broadcast(sum == 0 ? 1.0f : sum);  // a row that saw no key: 0
+  std::byte* out = unit.out.at(query, head);
+  if (unit.out.dtype == DType::f16) writeOut(reinterpret_cast<f16*>(out), merged, problem.valueDim, total);
+  else if (unit.out.dtype == DType::bf16) writeOut(reinterpret_cast<bf16*>(out), merged, problem.valueDim, total);
+  else writeOut(reinterpret_cast<float*>(out), merged, problem.valueDim, total);
 }
 
 }  // namespace tl::TL_TARGET

@@ -1,72 +1,217 @@
-// Where keys and values come from: brings a block of one key/value head to the layout of the inner loops, in f32. Included
-// after attention_tile_inl.h and cache/kv.h.
+// Where keys and values come from. Brings panels of 32 keys of one key/value head to the layout of the inner loops, in f32.
+// Included after attention_tile_inl.h and cache/kv.h.
+//   pages  the engine's own cache, cache/kv.h: keys lie transposed already
+//   rows   [tokens, headDim] at any stride, or in pages of a block table (arXiv 2309.06180); f32, f16, bf16,
+//          int8 with a scale a token, int4 with scale and minimum for each 32 elements (arXiv 2303.06865, 2402.02750)
 #pragma once
 
 namespace tl::TL_TARGET {
 
+enum class Quantized : int32_t { none = 0, int8, int4 };
+
+constexpr int64_t kInt4Group = 32;
+
+// Rows of one head. Addresses in bytes.
+struct Rows {
+  const std::byte* data = nullptr;
+  int64_t rowBytes = 0, pageBytes = 0;
+  const float *scale = nullptr, *minimum = nullptr;
+  int64_t scaleRow = 0;  // elements from token to token
+};
+
 struct Source {
-  KvPage* const* pages = nullptr;
+  KvPage* const* pages = nullptr;  // null: rows
   DType element = DType::f16;
+  Quantized quantized = Quantized::none;
   int64_t headDim = 0, valueDim = 0;
+  Rows keys, values;
+  const int32_t* table = nullptr;  // block table of the head, null = one run of rows
+  int64_t pageSize = 0;
 
   template <typename T> const T* pageKeys(int64_t panel) const { return reinterpret_cast<const T*>(pages[panel]->keys()); }
   template <typename T> const T* pageValues(int64_t panel) const { return pageKeys<T>(panel) + headDim * kPageTokens; }
+  const std::byte* row(const Rows& rows, int64_t key) const {
+    return rows.data + (table ? table[key / pageSize] * rows.pageBytes + key % pageSize * rows.rowBytes : key * rows.rowBytes);
+  }
 };
 
 inline int64_t paddedDim(int64_t dim) { return roundUp(dim, kTileWidth); }
 
-// Floats that a block of f32 keys and values needs.
-inline int64_t blockFloats(int64_t headDim, int64_t valueDim) { return kBlockKeys * (headDim + paddedDim(valueDim)); }
+// Readers of one row: kLanes elements from dimension d on; past `part` zero.
+template <typename T> struct FloatReader {
+  const T* at;
+  void open(const Source& source, const Rows& rows, int64_t key) { at = reinterpret_cast<const T*>(source.row(rows, key)); }
+  F32 operator()(int64_t d, int part) const { return part == kLanes ? load(at + d) : loadPart(at + d, part); }
+};
 
-// Whether the inner loops may read the pages as they are.
-inline bool readableInPlace(const Source& source) { return source.valueDim % kTileWidth == 0; }
-
-// Panels [0, panels) of the block that starts at panel `first`, in place; the head has `all` panels.
-template <typename T> void blockInPlace(const Source& source, int64_t first, int panels, int64_t all, Block<T>& block) {
-  for (int p = 0; p < kBlockPanels; ++p) {
-    block.nextKeys[p] = first + kBlockPanels + p < all ? source.pageKeys<T>(first + kBlockPanels + p) : nullptr;
-    if (p >= panels) continue;
-    block.keys[p] = source.pageKeys<T>(first + p);
-    block.values[p] = source.pageValues<T>(first + p);
+struct Int8Reader {
+  const int8_t* at;
+  float scale;
+  void open(const Source& source, const Rows& rows, int64_t key) {
+    at = reinterpret_cast<const int8_t*>(source.row(rows, key));
+    scale = rows.scale[key * rows.scaleRow];
   }
-  block.valueRow = source.valueDim;
-  block.valueColumn = kTileWidth;
-  block.fetchAhead = true;
-}
+  F32 operator()(int64_t d, int part) const {
+    if (part == kLanes) return mul(loadBytes(at + d), broadcast(scale));
+    int8_t lanes[kLanes] = {};
+    std::memcpy(lanes, at + d, size_t(part));
+    return mul(loadBytes(lanes), broadcast(scale));
+  }
+};
 
-template <typename T> void convertPanel(const Source& source, int64_t panel, int count, float* keys, float* values) {
-  const T* k = source.pageKeys<T>(panel);
-  for (int64_t i = 0; i < source.headDim * kPanelKeys; i += kLanes) store(keys + i, load(k + i));
-  const T* v = source.pageValues<T>(panel);
-  const int64_t whole = source.valueDim / kLanes * kLanes;
-  for (int j = 0; j < count; ++j, v += source.valueDim) {
-    for (int64_t d = 0; d < whole; d += kLanes) store(values + d / kTileWidth * (kPanelKeys * kTileWidth) + j * kTileWidth + d % kTileWidth, load(v + d));
-    for (int64_t d = whole; d < paddedDim(source.valueDim); d += kLanes) {
-      const int part = int(std::max<int64_t>(std::min<int64_t>(source.valueDim - d, kLanes), 0));
-      store(values + d / kTileWidth * (kPanelKeys * kTileWidth) + j * kTileWidth + d % kTileWidth, part ? loadPart(v + d, part) : zero());
+struct Int4Reader {
+  const uint8_t* at;
+  const float *scale, *minimum;
+  void open(const Source& source, const Rows& rows, int64_t key) {
+    at = reinterpret_cast<const uint8_t*>(source.row(rows, key));
+    scale = rows.scale + key * rows.scaleRow;
+    minimum = rows.minimum + key * rows.scaleRow;
+  }
+  F32 operator()(int64_t d, int part) const {
+    int8_t lanes[kLanes] = {};
+    for (int i = 0; i < part; i += 2) {
+      const uint8_t pair = at[(d + i) / 2];
+      lanes[i] = int8_t(pair & 15);
+      if (i + 1 < part) lanes[i + 1] = int8_t(pair >> 4);
+    }
+    const F32 value = mulAdd(loadBytes(lanes), broadcast(scale[d / kInt4Group]), broadcast(minimum[d / kInt4Group]));
+    return part == kLanes ? value : select(firstLanes(part), value, zero());
+  }
+};
+
+// Keys first … first + count − 1 as [headDim][32]; lanes past them are zero.
+template <typename Reader> void transposeKeys(const Source& source, int64_t first, int count, float* panel) {
+  for (int j = 0; j < kPanelKeys; j += kLanes) {
+    Reader readers[kLanes] = {};
+    for (int i = 0; i < kLanes && j + i < count; ++i) readers[i].open(source, source.keys, first + j + i);
+    for (int64_t d = 0; d < source.headDim; d += kLanes) {
+      const int part = int(std::min<int64_t>(source.headDim - d, kLanes));
+      F32 square[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) square[i] = j + i < count ? readers[i](d, part) : zero();
+      transpose(square);
+      float* to = panel + d * kPanelKeys + j;
+      if (part == kLanes) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) store(to + i * kPanelKeys, square[i]);
+      } else {
+        for (int i = 0; i < part; ++i) store(to + i * kPanelKeys, square[i]);
+      }
     }
   }
 }
 
-// Keys [0, count) of the block that starts at panel `first`, converted into `space` (blockFloats). Panels that no row needs
-// (bit of `needed` clear) are left out.
-inline void loadBlock(const Source& source, int64_t first, int count, uint32_t needed, float* space, Block<float>& block) {
-  float* values = space + kBlockKeys * source.headDim;
-  const int64_t keyPanel = kPanelKeys * source.headDim, valuePanel = kPanelKeys * paddedDim(source.valueDim);
-  for (int p = 0; p * kPanelKeys < count; ++p) {
-    block.keys[p] = space + p * keyPanel;
-    block.values[p] = values + p * valuePanel;
-    if (!(needed >> p & 1)) continue;
-    const int keys = std::min(count - p * kPanelKeys, kPanelKeys);
-    float* k = space + p * keyPanel;
-    float* v = values + p * valuePanel;
-    if (source.element == DType::f16) convertPanel<f16>(source, first + p, keys, k, v);
-    else if (source.element == DType::bf16) convertPanel<bf16>(source, first + p, keys, k, v);
-    else convertPanel<float>(source, first + p, keys, k, v);
+// Values as [columns / kTileWidth][32][kTileWidth]; past valueDim and past the last key zero.
+template <typename Open> void spreadValues(int64_t valueDim, int count, float* panel, Open open) {
+  const int64_t whole = valueDim / kLanes * kLanes, padded = paddedDim(valueDim);
+  for (int j = 0; j < kPanelKeys; ++j) {
+    const auto at = [&](int64_t d) { return panel + d / kTileWidth * (kPanelKeys * kTileWidth) + j * kTileWidth + d % kTileWidth; };
+    if (j >= count) {
+      for (int64_t d = 0; d < padded; d += kLanes) store(at(d), zero());
+      continue;
+    }
+    const auto reader = open(j);
+    for (int64_t d = 0; d < whole; d += kLanes) store(at(d), reader(d, kLanes));
+    for (int64_t d = whole; d < padded; d += kLanes) store(at(d), d < valueDim ? reader(d, int(valueDim - d)) : zero());
   }
-  block.fetchAhead = false;
-  block.valueRow = kTileWidth;
-  block.valueColumn = kPanelKeys * kTileWidth;
 }
+
+template <typename T> void pageKeysToPanel(const Source& source, int64_t first, float* panel) {
+  const T* from = source.pageKeys<T>(first / kPanelKeys);
+  for (int64_t i = 0; i < source.headDim * kPanelKeys; i += kLanes) store(panel + i, load(from + i));
+}
+
+inline void loadKeyPanel(const Source& source, int64_t first, int count, float* panel) {
+  if (source.pages) {
+    if (source.element == DType::f16) pageKeysToPanel<f16>(source, first, panel);
+    else if (source.element == DType::bf16) pageKeysToPanel<bf16>(source, first, panel);
+    else pageKeysToPanel<float>(source, first, panel);
+  } else if (source.quantized == Quantized::int8) transposeKeys<Int8Reader>(source, first, count, panel);
+  else if (source.quantized == Quantized::int4) transposeKeys<Int4Reader>(source, first, count, panel);
+  else if (source.element == DType::f16) transposeKeys<FloatReader<f16>>(source, first, count, panel);
+  else if (source.element == DType::bf16) transposeKeys<FloatReader<bf16>>(source, first, count, panel);
+  else transposeKeys<FloatReader<float>>(source, first, count, panel);
+}
+
+template <typename T> void pageValuesToPanel(const Source& source, int64_t first, int count, float* panel) {
+  const T* from = source.pageValues<T>(first / kPanelKeys);
+  spreadValues(source.valueDim, count, panel, [&](int j) { return FloatReader<T>{from + j * source.valueDim}; });
+}
+template <typename Reader> void rowValuesToPanel(const Source& source, int64_t first, int count, float* panel) {
+  spreadValues(source.valueDim, count, panel, [&](int j) {
+    Reader reader;
+    reader.open(source, source.values, first + j);
+    return reader;
+  });
+}
+
+inline void loadValuePanel(const Source& source, int64_t first, int count, float* panel) {
+  if (source.pages) {
+    if (source.element == DType::f16) pageValuesToPanel<f16>(source, first, count, panel);
+    else if (source.element == DType::bf16) pageValuesToPanel<bf16>(source, first, count, panel);
+    else pageValuesToPanel<float>(source, first, count, panel);
+  } else if (source.quantized == Quantized::int8) rowValuesToPanel<Int8Reader>(source, first, count, panel);
+  else if (source.quantized == Quantized::int4) rowValuesToPanel<Int4Reader>(source, first, count, panel);
+  else if (source.element == DType::f16) rowValuesToPanel<FloatReader<f16>>(source, first, count, panel);
+  else if (source.element == DType::bf16) rowValuesToPanel<FloatReader<bf16>>(source, first, count, panel);
+  else rowValuesToPanel<FloatReader<float>>(source, first, count, panel);
+}
+
+// How the loop comes to a block: `needKeys` and `needValues` are called before a panel is used.
+
+// Many rows: the whole block is converted once and used by all of them.
+struct LoadedBlock : Block<float> {
+  static constexpr bool kPanelwise = false;
+  LoadedBlock(const Source& source, int64_t first, int count, float* space, bool values = true) {
+    float* valueSpace = space + kBlockKeys * source.headDim;
+    for (int p = 0; p * kPanelKeys < count; ++p) {
+      float* k = space + p * kPanelKeys * source.headDim;
+      float* v = valueSpace + p * kPanelKeys * paddedDim(source.valueDim);
+      keys[p] = k;
+      this->values[p] = v;
+      loadKeyPanel(source, first + p * kPanelKeys, std::min(count - p * kPanelKeys, kPanelKeys), k);
+      if (values) loadValuePanel(source, first + p * kPanelKeys, std::min(count - p * kPanelKeys, kPanelKeys), v);
+    }
+    valueRow = kTileWidth;
+    valueColumn = kPanelKeys * kTileWidth;
+  }
+  void needKeys(int) {}
+  void needValues(int) {}
+};
+
+// Few rows: one panel at a time goes through the first-level cache.
+struct PassingBlock : Block<float> {
+  static constexpr bool kPanelwise = true;
+  PassingBlock(const Source& from, int64_t firstKey, int keyCount, float* to) : source(from), first(firstKey), count(keyCount), space(to) {
+    for (int p = 0; p < kBlockPanels; ++p) keys[p] = values[p] = space;
+    valueRow = kTileWidth;
+    valueColumn = kPanelKeys * kTileWidth;
+  }
+  void needKeys(int p) { loadKeyPanel(source, first + p * kPanelKeys, std::min(count - p * kPanelKeys, kPanelKeys), space); }
+  void needValues(int p) { loadValuePanel(source, first + p * kPanelKeys, std::min(count - p * kPanelKeys, kPanelKeys), space); }
+  const Source& source;
+  const int64_t first;
+  const int count;
+  float* space;
+};
+
+// Few rows over the cache's pages: read as they are, converted in registers; what comes next is fetched ahead.
+template <typename T> struct PageBlock : Block<T> {
+  static constexpr bool kPanelwise = false;
+  PageBlock(const Source& source, int64_t first, int count, int64_t allKeys) {
+    const int64_t panel = first / kPanelKeys, all = ceilDiv(allKeys, kPanelKeys);
+    for (int p = 0; p < kBlockPanels; ++p) {
+      this->nextKeys[p] = panel + kBlockPanels + p < all ? source.pageKeys<T>(panel + kBlockPanels + p) : nullptr;
+      if (p * kPanelKeys >= count) continue;
+      this->keys[p] = source.pageKeys<T>(panel + p);
+      this->values[p] = source.pageValues<T>(panel + p);
+    }
+    this->valueRow = source.valueDim;
+    this->valueColumn = kTileWidth;
+    this->fetchAhead = true;
+  }
+  void needKeys(int) {}
+  void needValues(int) {}
+};
 
 }  // namespace tl::TL_TARGET

@@ -112,6 +112,7 @@ template <int MR, bool Ahead, typename T> void scorePanel(const float* query, co
       for (int v = 0; v < NV; ++v) sums[r][v] = zero();
     const T* k = keys + first * kLanes;
     const float* q = query;
+#pragma GCC unroll 4  // short loops are predicted to their end
     for (int64_t d = 0; d < headDim; ++d, k += kPanelKeys, q += kRows) {
       F32 key[NV];
       if constexpr (Ahead) fetch<NV * kLanes * int(sizeof(T))>(k, ahead);
@@ -146,6 +147,7 @@ TL_INLINE void valueColumns(const float* weights, const Block<T>& block, int beg
     const T* v0 = block.values[panel] + from * block.valueRow + column * block.valueColumn;
     const float* p = weights + panel * kPanelKeys + from;
     const ptrdiff_t ahead = Ahead ? bytesAhead(block.values[panel], block.nextKeys[panel]) : 0;
+#pragma GCC unroll 4
     for (int j = from; j < to; ++j, v0 += block.valueRow, ++p) {
       F32 value[NV];
       if constexpr (Ahead) fetch<NV * kLanes * int(sizeof(T))>(v0, ahead);

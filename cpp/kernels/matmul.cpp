@@ -12,24 +12,17 @@
 namespace tl::TL_TARGET {
 namespace {
 
-constexpr int kMaxTokens = kVectors >= 32 && kLanes > 4 ? 8 : 4;  // tokens of a tile
-constexpr int64_t kTokenBlock = 128;                             // tokens that share one unpacking, and stay in L2
-constexpr int64_t kUnpackFrom = 4 * kMaxTokens + 1;               // fewer tokens read the packed form directly
-#ifndef AHEAD
-#define AHEAD 4096
-#endif
-#ifndef PF
-#define PF 3
-#endif
-constexpr int64_t kAhead = AHEAD;                                 // bytes: how far reading of the packed form runs ahead
-constexpr int64_t kChunkBytes = 16384;                           // unpacked weights of a tile that stay in L1
+constexpr int kMaxTokens = kVectors >= 32 && kLanes > 4 ? 8 : 4;  // tokens of a tile of kGroups groups
+constexpr int kManyGroups = 4;                                   // groups of a tile of one or two tokens
+constexpr int64_t kSpreadBelow = 32;                             // fewer tokens: bound by memory rather than arithmetic
+constexpr int64_t kTokenBlock = 128;                             // tokens whose activations stay in L2 under all weights
+constexpr int64_t kChunkBytes = 16384;                           // weights of a tile that stay in L1 under all tokens
 
 // ---- Where a tile's weights come from. A block gives vector pairs (v, v + 4), v = 0 … 3, and scales a part.
 
 struct Nibbles {
   using Weight = Bytes;
   using Sum = NibbleSum;
-  static constexpr int kVectorsABlock = 8;
   TL_INLINE static Weight prepare(Bytes b) { return b; }
   TL_INLINE static Sum start(int32_t) { return nibbleZero(); }
 };
@@ -37,7 +30,6 @@ struct Nibbles {
 struct SignedBytes {
   using Weight = ByteWeight;
   using Sum = ByteSum;
-  static constexpr int kVectorsABlock = 8;
   TL_INLINE static Weight prepare(Bytes b) { return prepareByte(b); }
   TL_INLINE static Sum start(int32_t sumX) { return byteStart(sumX); }
 };
@@ -51,207 +43,188 @@ template <bool Wide> TL_INLINE F32 loadScale(const std::byte* p) {
 template <typename Kind_, bool Minima, bool Wide, int Parts_> struct Packed {
   using Kind = Kind_;
   static constexpr int kParts = Parts_;
-  static constexpr bool kFour = std::is_same_v<Kind, Nibbles>, kMinima = Minima || kFour, kStoredMinima = Minima;
-  static constexpr int64_t kScaleBytes = kLanes * (Wide ? 4 : 2), kBlockBytes = kVectorBytes * (kFour ? 4 : 8);
+  static constexpr bool kFour = std::is_same_v<Kind, Nibbles>, kMinima = Minima || kFour;
+  static constexpr int64_t kScaleBytes = kLanes * (Wide ? 4 : 2), kBytes = kParts * kScaleBytes * (Minima ? 2 : 1);
+  static constexpr int64_t kBlockBytes = kBytes + kVectorBytes * (kFour ? 4 : 8);
 
-  const std::byte *vectors, *scales, *minima;
+  const std::byte* group;
 
-  void open(const std::byte* group, const PackedLayout& layout) {
-    vectors = group;
-    scales = group + layout.scales;
-    minima = group + layout.minima;
-  }
   TL_INLINE void pair(int64_t block, int v, Bytes& low, Bytes& high) const {
-    const std::byte* p = vectors + block * kBlockBytes + v * kVectorBytes;
+    const std::byte* p = group + block * kBlockBytes + kBytes + v * kVectorBytes;
     if constexpr (kFour) splitNibbles(loadVector(p), low, high);
     else low = loadVector(p), high = loadVector(p + 4 * kVectorBytes);
   }
-  // The groups of a tile lie one behind the other: as the tile walks its blocks, this walks through all of their bytes.
-  TL_INLINE void prefetchTile(int64_t block) const {
-    constexpr int64_t kStep = kGroups * (kBlockBytes + kParts * kScaleBytes * (Minima ? 2 : 1));
-    const auto ahead = reinterpret_cast<uintptr_t>(vectors) + uintptr_t(kAhead + block * kStep);
-    TL_UNROLL for (int64_t line = 0; line < kStep; line += 64) __builtin_prefetch(reinterpret_cast<const void*>(ahead + uintptr_t(line)), 0, PF);
-  }
-  TL_INLINE F32 scale(int64_t block, int part) const { return loadScale<Wide>(scales + (block * kParts + part) * kScaleBytes); }
+  TL_INLINE F32 scale(int64_t block, int part) const { return loadScale<Wide>(group + block * kBlockBytes + part * kScaleBytes); }
   TL_INLINE F32 minimum(int64_t block, int part) const {
-    if constexpr (Minima) return loadScale<Wide>(minima + (block * kParts + part) * kScaleBytes);
+    if constexpr (Minima) return loadScale<Wide>(group + block * kBlockBytes + (kParts + part) * kScaleBytes);
     else return mul(scale(block, part), broadcast(-8.0f));
   }
 };
 
-// A chunk of a group in this thread's scratch: whole bytes, scales and minima in f32.
-template <typename Kind_, bool Minima, int Parts_> struct Unpacked {
-  using Kind = Kind_;
-  static constexpr int kParts = Parts_;
-  static constexpr bool kMinima = Minima;
+// ---- The tile: Tokens tokens by Groups groups of rows
 
-  const std::byte* vectors;
-  const float* scales;  // [blocks][parts][scale, minimum][kLanes]
-
-  TL_INLINE void pair(int64_t block, int v, Bytes& low, Bytes& high) const {
-    const std::byte* p = vectors + (block * 8 + v) * kVectorBytes;
-    low = loadVector(p);
-    high = loadVector(p + 4 * kVectorBytes);
-  }
-  TL_INLINE void prefetchTile(int64_t) const {}
-  TL_INLINE F32 scale(int64_t block, int part) const { return load(scales + (block * kParts + part) * 2 * kLanes); }
-  TL_INLINE F32 minimum(int64_t block, int part) const { return load(scales + (block * kParts + part) * 2 * kLanes + kLanes); }
-};
-
-// ---- The tile: Tokens tokens by kGroups groups of rows
-
-struct TokenRows {
+// One token's quantised columns from some block on. `all` blocks a row: then come the scaled sums, then the integer ones.
+struct TokenRow {
   const int8_t* q;
-  const float *scale, *scaledSum;
-  const int16_t* sum;
+  const float* scale;
+  TL_INLINE float scaledSum(int64_t block, int64_t all) const { return scale[all + block]; }
+  TL_INLINE int32_t sum(int64_t block, int64_t all, int half) const {
+    return reinterpret_cast<const int16_t*>(scale + 2 * all + block)[half];
+  }
 };
 
-// sums[Tokens][kGroups][kLanes] += the products of `blocks` blocks; x starts at the same block as the source.
-template <typename Source, int Tokens>
-TL_INLINE void tile(const Source (&source)[kGroups], const TokenRows (&x)[Tokens], int64_t blocks, float* sums) {
+// The integer sums of one block: dots[part][token][group].
+template <typename Source, int Groups, int Tokens, typename Dots>
+TL_INLINE void dotBlock(const Source (&source)[Groups], const TokenRow (&x)[Tokens], int64_t block, int64_t all, Dots& dots) {
   using Kind = typename Source::Kind;
   constexpr int kParts = Source::kParts;
-  for (int64_t block = 0; block < blocks; ++block) {
-    source[0].prefetchTile(block);
-    typename Kind::Sum dots[kParts][Tokens][kGroups];
-    TL_UNROLL for (int t = 0; t < Tokens; ++t) TL_UNROLL for (int part = 0; part < kParts; ++part) {
-      const int16_t* sum = x[t].sum + 2 * block;
-      const auto start = Kind::start(kParts == 2 ? sum[part] : sum[0] + sum[1]);
-      TL_UNROLL for (int g = 0; g < kGroups; ++g) dots[part][t][g] = start;
-    }
-    TL_UNROLL for (int v = 0; v < 4; ++v) {
-      typename Kind::Weight low[kGroups], high[kGroups];
-      TL_UNROLL for (int g = 0; g < kGroups; ++g) {
+  TL_UNROLL for (int t = 0; t < Tokens; ++t) TL_UNROLL for (int part = 0; part < kParts; ++part) {
+    const auto start = Kind::start(kParts == 2 ? x[t].sum(block, all, part) : x[t].sum(block, all, 0) + x[t].sum(block, all, 1));
+    TL_UNROLL for (int g = 0; g < Groups; ++g) dots[part][t][g] = start;
+  }
+  TL_UNROLL for (int v = 0; v < 4; ++v) {
+    if constexpr (Groups > Tokens) {  // what there is less of stays in registers
+      Bytes first[Tokens], second[Tokens];
+      TL_UNROLL for (int t = 0; t < Tokens; ++t) {
+        first[t] = broadcastQuad(x[t].q + block * kQuantBlock + 4 * v);
+        second[t] = broadcastQuad(x[t].q + block * kQuantBlock + 16 + 4 * v);
+      }
+      TL_UNROLL for (int g = 0; g < Groups; ++g) {
+        Bytes low, high;
+        source[g].pair(block, v, low, high);
+        const typename Kind::Weight lowWeight = Kind::prepare(low), highWeight = Kind::prepare(high);
+        TL_UNROLL for (int t = 0; t < Tokens; ++t) {
+          dots[0][t][g] = dot(dots[0][t][g], lowWeight, first[t]);
+          dots[kParts - 1][t][g] = dot(dots[kParts - 1][t][g], highWeight, second[t]);
+        }
+      }
+    } else {
+      typename Kind::Weight low[Groups], high[Groups];
+      TL_UNROLL for (int g = 0; g < Groups; ++g) {
         Bytes first, second;
         source[g].pair(block, v, first, second);
         low[g] = Kind::prepare(first), high[g] = Kind::prepare(second);
       }
       TL_UNROLL for (int t = 0; t < Tokens; ++t) {
         const Bytes first = broadcastQuad(x[t].q + block * kQuantBlock + 4 * v);
-        TL_UNROLL for (int g = 0; g < kGroups; ++g) dots[0][t][g] = dot(dots[0][t][g], low[g], first);
-        const Bytes second = broadcastQuad(x[t].q + block * kQuantBlock + 16 + 4 * v);
-        TL_UNROLL for (int g = 0; g < kGroups; ++g) dots[kParts - 1][t][g] = dot(dots[kParts - 1][t][g], high[g], second);
+        TL_UNROLL for (int g = 0; g < Groups; ++g) dots[0][t][g] = dot(dots[0][t][g], low[g], first);
       }
-    }
-    TL_UNROLL for (int part = 0; part < kParts; ++part) TL_UNROLL for (int g = 0; g < kGroups; ++g) {
-      const F32 scale = source[g].scale(block, part);
       TL_UNROLL for (int t = 0; t < Tokens; ++t) {
-        float* at = sums + (t * kGroups + g) * kLanes;
-        F32 sum = mulAdd(toFloat(total(dots[part][t][g])), mul(scale, broadcast(x[t].scale[block])), load(at));
-        if constexpr (Source::kMinima) {
-          const float sumX = kParts == 2 ? x[t].scale[block] * float(x[t].sum[2 * block + part]) : x[t].scaledSum[block];
-          sum = mulAdd(source[g].minimum(block, part), broadcast(sumX), sum);
-        }
-        store(at, sum);
+        const Bytes second = broadcastQuad(x[t].q + block * kQuantBlock + 16 + 4 * v);
+        TL_UNROLL for (int g = 0; g < Groups; ++g) dots[kParts - 1][t][g] = dot(dots[kParts - 1][t][g], high[g], second);
       }
     }
   }
 }
 
-// ---- One unit of work: kGroups groups by a range of tokens
+// sums[Tokens][Groups][kLanes] += the products of blocks [0, blocks) of from and x.
+template <typename Source, int Groups, int Tokens>
+TL_INLINE void tile(const Source (&from)[Groups], const TokenRow (&rows)[Tokens], int64_t blocks, int64_t all, float* sums) {
+  constexpr int kParts = Source::kParts;
+  Source source[Groups];  // copies, so that no store seems to change them
+  TokenRow x[Tokens];
+  F32 sum[Tokens][Groups];
+  TL_UNROLL for (int g = 0; g < Groups; ++g) source[g] = from[g];
+  TL_UNROLL for (int t = 0; t < Tokens; ++t) {
+    x[t] = rows[t];
+    TL_UNROLL for (int g = 0; g < Groups; ++g) sum[t][g] = load(sums + (t * Groups + g) * kLanes);
+  }
+  for (int64_t block = 0; block < blocks; ++block) {
+    typename Source::Kind::Sum dots[kParts][Tokens][Groups];
+    dotBlock(source, x, block, all, dots);
+    TL_UNROLL for (int part = 0; part < kParts; ++part) TL_UNROLL for (int g = 0; g < Groups; ++g) {
+      const F32 scale = source[g].scale(block, part);
+      TL_UNROLL for (int t = 0; t < Tokens; ++t)
+        sum[t][g] = mulAdd(toFloat(total(dots[part][t][g])), mul(scale, broadcast(x[t].scale[block])), sum[t][g]);
+      if constexpr (Source::kMinima) {
+        const F32 minimum = source[g].minimum(block, part);
+        TL_UNROLL for (int t = 0; t < Tokens; ++t) {
+          const float sumX = kParts == 2 ? x[t].scale[block] * float(x[t].sum(block, all, part)) : x[t].scaledSum(block, all);
+          sum[t][g] = mulAdd(minimum, broadcast(sumX), sum[t][g]);
+        }
+      }
+    }
+  }
+  TL_UNROLL for (int t = 0; t < Tokens; ++t) TL_UNROLL for (int g = 0; g < Groups; ++g) store(sums + (t * Groups + g) * kLanes, sum[t][g]);
+}
+
+// ---- One unit of work: some groups by a range of tokens
 
 struct Unit {
   const MatmulRows& rows;
-  PackedLayout layout;
-  int64_t firstGroup, lastGroup;  // lastGroup: of the matrix; a tile past it repeats it
+  int64_t blocks;
+  int64_t firstGroup, step, groups;  // a tile takes groups firstGroup, firstGroup + step … of `groups` in all
 
+  // A tile that reaches past the end computes the last group again, and drops it.
   const std::byte* group(int g) const {
-    return rows.weight->buffer.as() + std::min(firstGroup + g, lastGroup) * rows.weight->groupBytes;
+    return rows.weight->buffer.as() + std::min(firstGroup + g * step, groups - 1) * rows.weight->groupBytes;
   }
-  TokenRows token(int64_t t, int64_t block) const {
+  void prefetchOut(int64_t token, int g) const { prefetch(rows.out + token * rows.outStride + std::min(firstGroup + g * step, groups - 1) * kLanes); }
+  void finishGroup(int64_t token, int g, F32 sum) const {
+    if (firstGroup + g * step < groups) finish(rows, token, firstGroup + g * step, sum);
+  }
+  TokenRow token(int64_t t, int64_t block) const {
     const QuantizedRow row = quantizedRow(const_cast<std::byte*>(rows.x), rows.weight->columns, t);
-    return {row.q + block * kQuantBlock, row.scale + block, row.scaledSum + block, row.sum + 2 * block};
-  }
-  void finishTile(int64_t token, int tokens, const float* sums) const {
-    for (int t = 0; t < tokens; ++t)
-      for (int g = 0; g < kGroups; ++g)
-        if (firstGroup + g <= lastGroup) finish(rows, token + t, firstGroup + g, load(sums + (t * kGroups + g) * kLanes));
+    return {row.q + block * kQuantBlock, row.scale + block};
   }
 };
 
-// sums [tokens][kGroups][kLanes] += blocks [block, block + blocks) of tokens [token, token + tokens).
-template <typename Source> void sweep(const Unit& unit, const Source (&source)[kGroups], int64_t token, int64_t tokens, int64_t block, int64_t blocks, float* sums) {
-  const auto run = [&]<int Tokens>(std::integral_constant<int, Tokens>) {
-    for (; tokens >= Tokens; tokens -= Tokens, token += Tokens, sums += Tokens * kGroups * kLanes) {
-      TokenRows x[Tokens];
-      for (int t = 0; t < Tokens; ++t) x[t] = unit.token(token + t, block);
-      tile<Source, Tokens>(source, x, blocks, sums);
-    }
+// One tile over blocks [block, block + blocks). Its sums [Tokens][Groups][kLanes] are unset before block 0, and leave after
+// the last one.
+template <typename Source, int Groups, int Tokens>
+TL_NOINLINE void sweepTile(const Unit& unit, const Source (&source)[Groups], int64_t block, int64_t blocks, int64_t token, float* sums) {
+  TokenRow x[Tokens];
+  for (int t = 0; t < Tokens; ++t) x[t] = unit.token(token + t, block);
+  const bool last = block + blocks == unit.blocks;
+  for (int t = 0; last && t < Tokens; ++t)
+    for (int g = 0; g < Groups; ++g) unit.prefetchOut(token + t, g);
+  if (block == 0) std::memset(sums, 0, size_t(Tokens * Groups * kVectorBytes));
+  tile<Source, Groups, Tokens>(source, x, blocks, unit.blocks, sums);
+  for (int t = 0; last && t < Tokens; ++t)
+    for (int g = 0; g < Groups; ++g) unit.finishGroup(token + t, g, load(sums + (t * Groups + g) * kLanes));
+}
+
+template <typename Source, int Groups> void sweepTokens(const Unit& unit, const Source (&source)[Groups], int64_t block, int64_t blocks, int64_t token, int64_t tokens, float* sums) {
+  const int64_t step = blocks == unit.blocks ? 0 : Groups * kLanes;  // floats a token: sums live on only between chunks
+  const auto by = [&]<int Tokens>(std::integral_constant<int, Tokens>) {
+    for (; tokens >= Tokens; tokens -= Tokens, token += Tokens, sums += Tokens * step)
+      sweepTile<Source, Groups, Tokens>(unit, source, block, blocks, token, sums);
   };
-  if constexpr (kMaxTokens == 8) run(std::integral_constant<int, 8>{});
-  run(std::integral_constant<int, 4>{});
-  run(std::integral_constant<int, 2>{});
-  run(std::integral_constant<int, 1>{});
-}
-
-template <typename Source> void fewTokens(const Unit& unit, int64_t token, int64_t tokens) {
-  float sums[kUnpackFrom * kGroups * kLanes] = {};
-  Source source[kGroups];
-  for (int g = 0; g < kGroups; ++g) source[g].open(unit.group(g), unit.layout);
-  sweep<Source>(unit, source, token, tokens, 0, unit.layout.blocks, sums);
-  unit.finishTile(token, int(tokens), sums);
-}
-
-// The scratch of a thread: weights of a chunk, their scales, the sums of a token block.
-struct Scratch {
-  std::byte* vectors;
-  float *scales, *sums;
-};
-
-template <typename Source> void manyTokens(const Unit& unit, int64_t token, int64_t tokens, std::byte* scratch) {
-  using Chunk = Unpacked<typename Source::Kind, Source::kMinima, Source::kParts>;
-  constexpr int64_t kMost = kChunkBytes / (kGroups * 8 * kVectorBytes);
-  const int64_t chunks = ceilDiv(unit.layout.blocks, kMost), size = ceilDiv(unit.layout.blocks, chunks);
-  constexpr int64_t kScaleFloats = kMost * Source::kParts * 2 * kLanes;
-  float* sums = reinterpret_cast<float*>(scratch + kChunkBytes + kGroups * kScaleFloats * 4);
-  std::memset(sums, 0, size_t(tokens * kGroups * kVectorBytes));
-  for (int64_t block = 0; block < unit.layout.blocks; block += size) {
-    const int64_t blocks = std::min(size, unit.layout.blocks - block);
-    Chunk chunk[kGroups];
-    for (int g = 0; g < kGroups; ++g) {
-      Source source;
-      source.open(unit.group(g), unit.layout);
-      std::byte* vectors = scratch + g * kMost * 8 * kVectorBytes;
-      float* scales = reinterpret_cast<float*>(scratch + kChunkBytes) + g * kScaleFloats;
-      for (int64_t b = 0; b < blocks; ++b) {
-        for (int part = 0; part < Source::kParts; ++part) {
-          float* at = scales + (b * Source::kParts + part) * 2 * kLanes;
-          store(at, source.scale(block + b, part));
-          if constexpr (Source::kMinima) store(at + kLanes, source.minimum(block + b, part));
-        }
-        if constexpr (Source::kFour) {
-          for (int v = 0; v < 4; ++v) {
-            Bytes low, high;
-            source.pair(block + b, v, low, high);
-            storeVector(vectors + (b * 8 + v) * kVectorBytes, low);
-            storeVector(vectors + (b * 8 + v + 4) * kVectorBytes, high);
-          }
-        }
-      }
-      chunk[g].vectors = Source::kFour ? vectors : unit.group(g) + block * 8 * kVectorBytes;
-      chunk[g].scales = scales;
-    }
-    sweep<Chunk>(unit, chunk, token, tokens, block, blocks, sums);
+  if constexpr (Groups == kGroups) {
+    if constexpr (kMaxTokens == 8) by(std::integral_constant<int, 8>{});
+    by(std::integral_constant<int, 4>{});
+    by(std::integral_constant<int, 3>{});
   }
-  unit.finishTile(token, int(tokens), sums);
+  by(std::integral_constant<int, 2>{});
+  by(std::integral_constant<int, 1>{});
+}
+
+template <typename Source, int Groups> void sweep(const Unit& unit, int64_t token, int64_t tokens, std::byte* scratch) {
+  constexpr int64_t kMost = std::max<int64_t>(1, kChunkBytes / (Groups * Source::kBlockBytes));
+  const int64_t size = tokens <= kMaxTokens ? unit.blocks : ceilDiv(unit.blocks, ceilDiv(unit.blocks, kMost));
+  Source source[Groups];
+  for (int64_t block = 0; block < unit.blocks; block += size) {
+    for (int g = 0; g < Groups; ++g) source[g].group = unit.group(g) + block * Source::kBlockBytes;
+    sweepTokens<Source, Groups>(unit, source, block, std::min(size, unit.blocks - block), token, tokens, reinterpret_cast<float*>(scratch));
+  }
+}
+
+template <typename Source, int Groups> void matmulBy(const MatmulRows& rows, Context& context) {
+  const int64_t blocks = rows.weight->columns / kQuantBlock, groups = ceilDiv(rows.weight->rows, kLanes), tiles = ceilDiv(groups, Groups);
+  const int64_t tokenBlocks = ceilDiv(rows.n, kTokenBlock), each = ceilDiv(rows.n, tokenBlocks), units = tiles * tokenBlocks;
+  // Bound by memory, a tile takes its groups far apart, so that a core reads several long streams at once.
+  const bool spread = rows.n < kSpreadBelow;
+  context.pool.parallelFor(units, std::max<int64_t>(1, units / (4 * context.pool.threads())), [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t token = i / tiles * each, tokens = std::min(each, rows.n - token);
+      const Unit unit{rows, blocks, spread ? i : i % tiles * Groups, spread ? tiles : 1, groups};
+      if (tokens > 0) sweep<Source, Groups>(unit, token, tokens, context.pool.scratch(thread));
+    }
+  });
 }
 
 template <typename Source> void matmulAs(const MatmulRows& rows, Context& context) {
-  const PackedWeight& weight = *rows.weight;
-  const PackedLayout layout = layoutOf(weight);
-  const int64_t groups = ceilDiv(weight.rows, kLanes), tiles = ceilDiv(groups, kGroups);
-  const int64_t tokenBlocks = ceilDiv(rows.n, kTokenBlock), tokensEach = ceilDiv(rows.n, tokenBlocks);
-  const int64_t units = tiles * tokenBlocks;
-  const int64_t chunk = std::max<int64_t>(1, units / (4 * context.pool.threads()));
-  context.pool.parallelFor(units, chunk, [&](int64_t begin, int64_t end, int thread) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t token = i / tiles * tokensEach, tokens = std::min(tokensEach, rows.n - token);
-      if (tokens <= 0) continue;
-      const Unit unit{rows, layout, i % tiles * kGroups, groups - 1};
-      if (tokens < kUnpackFrom) fewTokens<Source>(unit, token, tokens);
-      else manyTokens<Source>(unit, token, tokens, context.pool.scratch(thread));
-    }
-  });
+  rows.n <= 2 ? matmulBy<Source, kManyGroups>(rows, context) : matmulBy<Source, kGroups>(rows, context);
 }
 
 Status matmulInteger(const MatmulRows& rows, Context& context) {

@@ -11,6 +11,9 @@
 #define TL_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+// Keeps a tile a function of its own: inlined into a large one, its sums would not stay in registers.
+#define TL_NOINLINE __attribute__((noinline))
+
 namespace tl::TL_TARGET {
 
 // Operands after all checks; strides in elements, those of x in bytes.

@@ -1,11 +1,12 @@
 // Where things lie inside a group of a PackedWeight, for packing and matmul of one target. A group holds kLanes rows:
 //
 //   float formats   [columns][kLanes] elements
-//   int4            [blocks][4][kLanes][4] bytes: byte (v, r, c) = column 4v + c | column 16 + 4v + c << 4, of block and row
-//   int8            [blocks][8][kLanes][4] bytes: byte (v, r, c) = column 4v + c, ^ kByteBias
-//   then, integer formats only: scales [blocks][parts][kLanes], minima (if any) [blocks][parts][kLanes], f16 or f32,
+//   others          blocks of 32 columns, one behind the other, so that a group is read as one stream. A block is
+//                     scales [parts][kLanes], minima [parts][kLanes] if any, f16 or f32, parts = 32 / blockSize, then
+//     int4            [4][kLanes][4] bytes: byte (v, r, c) = column 4v + c | column 16 + 4v + c << 4 of row r
+//     int8            [8][kLanes][4] bytes: byte (v, r, c) = column 4v + c of row r, ^ kByteBias
 //
-// blocks of 32 columns, parts = 32 / blockSize. Groups start at multiples of 64 bytes. Include after simd/target.h.
+// Groups start at multiples of 64 bytes; vectors inside have no alignment. Include after simd/target.h.
 #pragma once
 
 #include "../simd/dot.h"
@@ -32,9 +33,10 @@ TL_INLINE bool isInteger(PackFormat format) { return format == PackFormat::int4 
 
 TL_INLINE int64_t floatElementBytes(PackFormat format) { return format == PackFormat::float32 ? 4 : 2; }
 
-// Byte offsets inside a group of an integer format.
+// Bytes inside a group of an integer format.
 struct PackedLayout {
-  int64_t blocks, parts, vectors /* a block */, scaleBytes, scales, minima, end;
+  int64_t blocks, parts, vectors /* a block */, scaleBytes;
+  int64_t minima, bytes, blockBytes;  // where a block's minima and vectors start, and its size
 };
 
 TL_INLINE PackedLayout layoutOf(const PackedWeight& weight) {
@@ -43,10 +45,9 @@ TL_INLINE PackedLayout layoutOf(const PackedWeight& weight) {
   layout.parts = 32 / weight.blockSize;
   layout.vectors = weight.format == PackFormat::int4 ? 4 : 8;
   layout.scaleBytes = weight.wideScale ? 4 : 2;
-  layout.scales = layout.blocks * layout.vectors * kVectorBytes;
-  const int64_t each = layout.blocks * layout.parts * kLanes * layout.scaleBytes;
-  layout.minima = layout.scales + each;
-  layout.end = layout.minima + (weight.hasMinimum ? each : 0);
+  layout.minima = layout.parts * kLanes * layout.scaleBytes;
+  layout.bytes = layout.minima * (weight.hasMinimum ? 2 : 1);
+  layout.blockBytes = layout.bytes + layout.vectors * kVectorBytes;
   return layout;
 }
 

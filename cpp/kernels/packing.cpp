@@ -43,7 +43,7 @@ Status plan(Storage storage, int64_t rows, int64_t columns, PackedWeight& weight
   int64_t bound, total;
   if (!checkedMulAdd(columns, 8 * kLanes, 64, bound) || !checkedMulAdd(bound, ceilDiv(rows, kLanes), 0, total))
     return argumentError("pack", "shape", "is too large", rows);
-  weight.groupBytes = roundUp(isInteger(form.format) ? layoutOf(weight).end : columns * kLanes * floatElementBytes(form.format), 64);
+  weight.groupBytes = roundUp(isInteger(form.format) ? layoutOf(weight).blocks * layoutOf(weight).blockBytes : columns * kLanes * floatElementBytes(form.format), 64);
   return {};
 }
 
@@ -58,26 +58,27 @@ void storeScale(std::byte* p, float value, bool wide) {
   else *reinterpret_cast<f16*>(p) = toF16(value);
 }
 
-void storeBlock(const DecodedBlock& decoded, const PackedWeight& weight, const PackedLayout& layout, std::byte* group, int64_t block, int lane) {
-  auto* bytes = reinterpret_cast<uint8_t*>(group) + block * layout.vectors * kVectorBytes + lane * 4;
+// `at`: where the block starts.
+void storeBlock(const DecodedBlock& decoded, const PackedWeight& weight, const PackedLayout& layout, std::byte* at, int lane) {
+  auto* bytes = reinterpret_cast<uint8_t*>(at + layout.bytes) + lane * 4;
   for (int j = 0; j < 4 * int(layout.vectors); ++j) {
     const uint8_t q = uint8_t(decoded.q[j]);
     bytes[j / 4 * kVectorBytes + j % 4] = layout.vectors == 4 ? uint8_t(q | uint8_t(decoded.q[j + 16]) << 4) : q ^ kByteBias;
   }
   for (int64_t part = 0; part < layout.parts; ++part) {
-    const int64_t at = ((block * layout.parts + part) * kLanes + lane) * layout.scaleBytes;
-    storeScale(group + layout.scales + at, decoded.scale[part], weight.wideScale);
-    if (weight.hasMinimum) storeScale(group + layout.minima + at, decoded.minimum[part], weight.wideScale);
+    std::byte* scale = at + (part * kLanes + lane) * layout.scaleBytes;
+    storeScale(scale, decoded.scale[part], weight.wideScale);
+    if (weight.hasMinimum) storeScale(scale + layout.minima, decoded.minimum[part], weight.wideScale);
   }
 }
 
 // Q4_0 and Q4_1 pair columns in bytes as the packed form does: their bytes move as they are.
-void copyNibbleBlock(const uint8_t* source, bool hasMinimum, const PackedLayout& layout, std::byte* group, int64_t block, int lane) {
-  const int64_t at = (block * kLanes + lane) * 2;
-  std::memcpy(group + layout.scales + at, source, 2);
-  if (hasMinimum) std::memcpy(group + layout.minima + at, source + 2, 2);
+void copyNibbleBlock(const uint8_t* source, const PackedLayout& layout, std::byte* at, int lane) {
+  const bool hasMinimum = layout.bytes != layout.minima;
+  std::memcpy(at + lane * 2, source, 2);
+  if (hasMinimum) std::memcpy(at + layout.minima + lane * 2, source + 2, 2);
   const uint8_t* qs = source + (hasMinimum ? 4 : 2);
-  for (int v = 0; v < 4; ++v) std::memcpy(group + (block * 4 + v) * kVectorBytes + lane * 4, qs + 4 * v, 4);
+  for (int v = 0; v < 4; ++v) std::memcpy(at + layout.bytes + v * kVectorBytes + lane * 4, qs + 4 * v, 4);
 }
 
 void packRow(Storage storage, const uint8_t* source, const PackedWeight& weight, std::byte* group, int lane) {
@@ -91,12 +92,12 @@ void packRow(Storage storage, const uint8_t* source, const PackedWeight& weight,
   const bool copies = storage == Storage::q4_0 || storage == Storage::q4_1;
   for (int64_t block = 0; block < layout.blocks; ++block) {
     if (copies) {
-      copyNibbleBlock(source + block * storageBlockBytes(storage), weight.hasMinimum, layout, group, block, lane);
+      copyNibbleBlock(source + block * storageBlockBytes(storage), layout, group + block * layout.blockBytes, lane);
       continue;
     }
     DecodedBlock decoded;
     decodeColumns(storage, source, block, decoded);
-    storeBlock(decoded, weight, layout, group, block, lane);
+    storeBlock(decoded, weight, layout, group + block * layout.blockBytes, lane);
   }
 }
 
@@ -108,7 +109,7 @@ void zeroRow(const PackedWeight& weight, std::byte* group, int lane) {
   }
   const PackedLayout layout = layoutOf(weight);
   const DecodedBlock nothing = {};
-  for (int64_t block = 0; block < layout.blocks; ++block) storeBlock(nothing, weight, layout, group, block, lane);
+  for (int64_t block = 0; block < layout.blocks; ++block) storeBlock(nothing, weight, layout, group + block * layout.blockBytes, lane);
 }
 
 void pack(Storage storage, const void* source, int64_t rowBegin, int64_t count, PackedWeight& weight) {
@@ -137,15 +138,14 @@ void unpackRow(const PackedWeight& weight, int64_t row, float* out) {
   }
   const PackedLayout layout = layoutOf(weight);
   const bool four = weight.format == PackFormat::int4;
-  const auto* bytes = reinterpret_cast<const uint8_t*>(group) + lane * 4;
   for (int64_t column = 0; column < weight.columns; ++column) {
-    const int64_t block = column / 32, j = column % 32, part = j * layout.parts / 32, k = four ? j % 16 : j;
-    const uint8_t byte = bytes[(block * layout.vectors + k / 4) * kVectorBytes + k % 4];
-    const int64_t at = ((block * layout.parts + part) * kLanes + lane) * layout.scaleBytes;
-    const float scale = scaleAt(group + layout.scales + at, weight.wideScale);
+    const int64_t j = column % 32, part = j * layout.parts / 32, k = four ? j % 16 : j;
+    const std::byte* at = group + column / 32 * layout.blockBytes;
+    const uint8_t byte = uint8_t(at[layout.bytes + k / 4 * kVectorBytes + lane * 4 + k % 4]);
+    const std::byte* scale = at + (part * kLanes + lane) * layout.scaleBytes;
     const int q = four ? (j < 16 ? byte & 15 : byte >> 4) - (weight.hasMinimum ? 0 : 8) : int8_t(byte ^ kByteBias);
-    const float product = scale * float(q);
-    out[column] = weight.hasMinimum ? product + scaleAt(group + layout.minima + at, weight.wideScale) : product;
+    const float product = scaleAt(scale, weight.wideScale) * float(q);
+    out[column] = weight.hasMinimum ? product + scaleAt(scale + layout.minima, weight.wideScale) : product;
   }
 }
 

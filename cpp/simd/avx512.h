@@ -96,6 +96,30 @@ TL_INLINE I32 asInt(F32 a) { return {_mm512_castps_si512(a.v)}; }
 TL_INLINE void storeBytes(int8_t* p, I32 a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a.v)); }
 TL_INLINE F32 loadBytes(const int8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))}; }
 TL_INLINE F32 loadBytes(const uint8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))}; }
+TL_INLINE void transpose(F32 (&rows)[kLanes]) {
+  __m512 pairs[16], fours[16], eights[16];
+  for (int i = 0; i < 16; i += 2) {
+    pairs[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
+    pairs[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int k = 0; k < 2; ++k) {
+      fours[i + 2 * k] = _mm512_shuffle_ps(pairs[i + k], pairs[i + k + 2], 0x44);
+      fours[i + 2 * k + 1] = _mm512_shuffle_ps(pairs[i + k], pairs[i + k + 2], 0xee);
+    }
+  // fours[4a + c] holds, in its quarter q, column 4q + c of rows 4a … 4a + 3.
+  for (int c = 0; c < 4; ++c)
+    for (int half = 0; half < 2; ++half) {
+      eights[8 * half + c] = _mm512_shuffle_f32x4(fours[8 * half + c], fours[8 * half + 4 + c], 0x88);      // quarters 0 2 | 0 2
+      eights[8 * half + 4 + c] = _mm512_shuffle_f32x4(fours[8 * half + c], fours[8 * half + 4 + c], 0xdd);  // quarters 1 3 | 1 3
+    }
+  for (int c = 0; c < 4; ++c) {
+    rows[c].v = _mm512_shuffle_f32x4(eights[c], eights[8 + c], 0x88);
+    rows[8 + c].v = _mm512_shuffle_f32x4(eights[c], eights[8 + c], 0xdd);
+    rows[4 + c].v = _mm512_shuffle_f32x4(eights[4 + c], eights[12 + c], 0x88);
+    rows[12 + c].v = _mm512_shuffle_f32x4(eights[4 + c], eights[12 + c], 0xdd);
+  }
+}
 TL_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 }  // namespace tl::TL_TARGET

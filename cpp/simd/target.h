@@ -61,7 +61,11 @@ _Pragma(TL_STRINGIFY(GCC target(TL_TARGET_FEATURES)))
 #endif
 #endif
 
+#if defined(TL_EMULATE_X86)  // each intrinsic is a page of C: inlined tiles would compile for an hour
+#define TL_INLINE inline
+#else
 #define TL_INLINE inline __attribute__((always_inline))
+#endif
 
 #if defined(TL_TARGET_SCALAR)
 #include "scalar.h"

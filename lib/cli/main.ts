@@ -36,6 +36,7 @@ function command(parent: Command, usage: string, description: string): Command {
 
 function describeProgram(): Command {
   const program = new Command("tokenloom").description("Runs language models on handwritten SIMD kernels.").version(version).exitOverride();
+  program.configureOutput({ outputError: (text, print) => print(`${text.trim().replace(/^error:/, "tokenloom:").replace(/\s*\n\s*/g, " ")}\n`) });
 
   command(program, "run", "answer a prompt, or chat where there is none")
     .argument("<model>", "path of a .gguf file or a safetensors folder, or the name of a known model")

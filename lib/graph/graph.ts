@@ -153,6 +153,15 @@ export class Graph {
     return results as Record<Name, Value>;
   }
 
+  /** Gives a value that ops have written a place outside the arena: it becomes a binding of that name. */
+  output(name: string, value: Value): Value {
+    const bound = this.binding(name, value.type, value.dims);
+    const moved = (view: Value | undefined): Value | undefined =>
+      view?.storage === value.storage ? new Value(this, view.type, view.dims, bound.storage, view.strides, view.offset) : view;
+    this.nodes.forEach((node, i) => (this.nodes[i] = { ...node, views: node.views.map(moved), mayOverwrite: undefined }));
+    return bound;
+  }
+
   private reuse(plan: NodePlan, results: Record<string, Value>): readonly [number, number] | undefined {
     const output = plan.reuse && results[plan.reuse[0]]?.storage, input = plan.reuse && plan.inputs[plan.reuse[1]]?.storage;
     return output?.kind === "arena" && input?.kind === "arena" ? [output.id, input.id] : undefined;

@@ -10,6 +10,7 @@ import { headNorm, rmsNorm } from "../ops/norm.js";
 import { rope, ropeFrequencies, ropeTable, type RopeConfig } from "../ops/rope.js";
 import { logProb, sample, topK } from "../ops/sample.js";
 import type { DecoderConfig, DecoderDescription, LayerWeights, WeightPart } from "./config.js";
+import { storedFactorTensors, withStoredFactors } from "./rope.js";
 import type { PackedWeight, Vector, WeightLoader } from "./weights.js";
 
 /** Weights whose rows follow one another in one output, with their biases. */
@@ -71,7 +72,9 @@ async function loadLayer(loader: WeightLoader, names: LayerWeights): Promise<Lay
 }
 
 export async function loadDecoder(description: DecoderDescription, loader: WeightLoader): Promise<Decoder> {
-  const { config, weights } = description;
+  const factors = new Map<string, Float32Array>();
+  for (const name of storedFactorTensors(description)) factors.set(name, await loader.numbers(name));
+  const { config, weights } = withStoredFactors(description, factors, loader.path);
   const table = await loader.weight([loader.wholeTensor(weights.embedding)]);
   const layers: Layer[] = [];
   for (const names of weights.layers) layers.push(await loadLayer(loader, names));

@@ -45,6 +45,10 @@ export class WeightLoader {
 
   constructor(private readonly file: ModelFile, private readonly options: LoadOptions) {}
 
+  get path(): string {
+    return this.file.path;
+  }
+
   storageOf(part: WeightPart): StorageType {
     return entryOf(this.file, part.tensor).type;
   }
@@ -76,14 +80,18 @@ export class WeightLoader {
     return { handle, rows, columns, storage: first.type, quantized: !floatTypes.has(first.type), bytes };
   }
 
+  /** A tensor's numbers in f32. */
+  async numbers(name: string): Promise<Float32Array> {
+    const entry = entryOf(this.file, name), length = entry.shape.reduce((product, dim) => product * dim, 1);
+    const values = await schedule(() => native.loadVector({ path: entry.file, offset: entry.offset, rows: 1, storage: this.code(entry) }, length), this.options);
+    this.report(entry.byteLength);
+    return values;
+  }
+
   /** Vectors, one after another, as one f32 constant. */
   async vector(...names: readonly string[]): Promise<Vector> {
     const parts: Float32Array[] = [];
-    for (const name of names) {
-      const entry = entryOf(this.file, name), length = entry.shape.reduce((product, dim) => product * dim, 1);
-      parts.push(await schedule(() => native.loadVector({ path: entry.file, offset: entry.offset, rows: 1, storage: this.code(entry) }, length), this.options));
-      this.report(entry.byteLength);
-    }
+    for (const name of names) parts.push(await this.numbers(name));
     const joined = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
     let at = 0;
     for (const part of parts) {

@@ -1,5 +1,6 @@
 import { ModelFormatError } from "../errors.js";
 import { type JsonObject, type JsonValue, toPlain } from "../models/json.js";
+import { bertNormalizer } from "./bert.js";
 import { tokenizersLibrary, type TokenizersLibrary } from "./library.js";
 import { byteLevelRule, type PreTokenizer, type SplitRule } from "./pretokenize.js";
 
@@ -66,13 +67,16 @@ function flatten(value: JsonValue, children: string): JsonObject[] {
 }
 
 function normalizerOf(library: TokenizersLibrary, steps: readonly JsonObject[], path: string): (text: string) => string {
-  if (steps.length === 0) return (text) => text;
-  try {
-    const sequence = new library.SequenceNormalizer({ type: "Sequence", normalizers: steps.map(toPlain) });
-    return (text) => sequence.normalize(text);
-  } catch (cause) {
-    throw new ModelFormatError(`Expected normalizers that are known but received ${steps.map((step) => String(step.get("type"))).join(", ")}: ${(cause as Error).message}`, { file: path });
-  }
+  const normalizers = steps.map((step) => {
+    if (step.get("type") === "BertNormalizer") return bertNormalizer(step);
+    try {
+      const normalizer = new library.SequenceNormalizer({ type: "Sequence", normalizers: [toPlain(step)] });
+      return (text: string): string => normalizer.normalize(text);
+    } catch (cause) {
+      throw new ModelFormatError(`Expected a known normalizer but received ${String(step.get("type"))}: ${(cause as Error).message}`, { file: path });
+    }
+  });
+  return (text) => normalizers.reduce((result, normalizer) => normalizer(result), text);
 }
 
 interface Translated {

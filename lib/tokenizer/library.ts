@@ -2,7 +2,6 @@
 export interface TokenizersLibrary {
   readonly SequenceNormalizer: new (config: unknown) => { normalize(text: string): string };
   readonly SplitPreTokenizer: new (config: unknown) => { readonly pattern: RegExp | null };
-  readonly BertPreTokenizer: new () => { pre_tokenize_text(text: string): string[] };
   readonly WordPiece: new (config: unknown) => { tokens_to_ids: Map<string, number>; encode(words: string[]): string[] };
 }
 

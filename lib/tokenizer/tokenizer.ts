@@ -15,7 +15,10 @@ export interface EncodeOptions {
    * Tokens that the model's author added as ordinary text ("user defined") are always found.
    */
   readonly special?: boolean | undefined;
-  /** Begin with the tokens that begin a sequence (BOS, [CLS]), where the vocabulary has them. False by default. */
+  /**
+   * Begin with the tokens that begin a sequence (BOS, [CLS]), where the vocabulary has them and the text (a rendered
+   * template) does not begin with them already. False by default.
+   */
   readonly bos?: boolean | undefined;
   /** End with the tokens that end a sequence (EOS, [SEP]), where the vocabulary has them. False by default. */
   readonly eos?: boolean | undefined;
@@ -31,6 +34,9 @@ export interface Tokenizer {
   /** Number of tokens; ids are 0 … vocabulary − 1. */
   readonly vocabulary: number;
   readonly bosId?: number;
+  /** Texts of the tokens that begin and end a sequence, for templates; "" where there is none. */
+  readonly bosToken: string;
+  readonly eosToken: string;
   /** Every token that ends a generation: end of sequence, of turn, of message. The file's own end of sequence first. */
   readonly eosIds: readonly number[];
   /** Whether the model was trained on texts that begin with BOS. */
@@ -72,6 +78,8 @@ export async function createTokenizer(file: ModelFile, options: { signal?: Abort
 class ModelTokenizer implements Tokenizer {
   readonly vocabulary: number;
   declare readonly bosId?: number;
+  readonly bosToken: string;
+  readonly eosToken: string;
   readonly eosIds: readonly number[];
   readonly addBos: boolean;
   readonly addEos: boolean;
@@ -81,6 +89,8 @@ class ModelTokenizer implements Tokenizer {
     this.#parts = parts;
     this.vocabulary = parts.vocabulary.size;
     if (parts.bosId !== undefined) this.bosId = parts.bosId;
+    this.bosToken = parts.bosId === undefined ? "" : parts.vocabulary.text(parts.bosId);
+    this.eosToken = parts.eosIds[0] === undefined ? "" : parts.vocabulary.text(parts.eosIds[0]);
     this.eosIds = parts.eosIds;
     this.addBos = parts.addBos;
     this.addEos = parts.addEos;
@@ -143,8 +153,8 @@ class ModelTokenizer implements Tokenizer {
   *#encode(raw: string, options: EncodeOptions, out: number[]): Generator<void, void> {
     if (typeof raw !== "string") throw invalidArgument("text", "a string", raw);
     const parts = this.#parts;
-    if (options.bos === true) out.push(...parts.prefix);
     const fragments: Fragment[] = yield* parts.special.split(wellFormed(raw), options.special === true);
+    if (options.bos === true && fragments[0] !== parts.prefix[0]) out.push(...parts.prefix);
     for (const [index, fragment] of fragments.entries()) {
       if (typeof fragment === "number") out.push(fragment);
       else yield* parts.encodeText(fragment, index === 0, out);

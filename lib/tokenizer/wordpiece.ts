@@ -1,5 +1,6 @@
 import { ModelFormatError } from "../errors.js";
 import type { JsonObject } from "../models/json.js";
+import { bertWords } from "./bert.js";
 import type { JsonSteps } from "./json-pretokenize.js";
 import { tokenizersLibrary } from "./library.js";
 import { chunkEnd } from "./pretokenize.js";
@@ -23,7 +24,6 @@ export async function wordPieceEncoder(model: JsonObject, ids: Map<string, numbe
   const words = new library.WordPiece({ type: "WordPiece", vocab: {}, unk_token: unknown, continuing_subword_prefix: prefix, max_input_chars_per_word: most });
   // Filled in as it is instead of from an object with a property for each token.
   words.tokens_to_ids = ids;
-  const splitter = new library.BertPreTokenizer();
   const start = Buffer.from(prefix);
   return {
     *encode(text, out) {
@@ -32,7 +32,7 @@ export async function wordPieceEncoder(model: JsonObject, ids: Map<string, numbe
         const chunk = text.slice(begin, end);
         begin = end;
         let count = 0;
-        for (const word of splitter.pre_tokenize_text(steps.normalize?.(chunk) ?? chunk)) {
+        for (const word of bertWords(steps.normalize?.(chunk) ?? chunk)) {
           for (const token of words.encode([word])) out.push(ids.get(token) ?? unknownId);
           if (++count % 32 === 0) yield;
         }

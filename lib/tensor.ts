@@ -1,0 +1,109 @@
+import { DisposedError, invalidArgument } from "./errors.js";
+import type { Bytes } from "./native.js";
+
+/** Element types that user tensors may have. f16 and bf16 are bit patterns in a Uint16Array. */
+export type TensorType = "f32" | "f16" | "bf16" | "i8" | "u8" | "i32";
+
+const arrays = { f32: Float32Array, f16: Uint16Array, bf16: Uint16Array, i8: Int8Array, u8: Uint8Array, i32: Int32Array } as const;
+
+export type TensorData<T extends TensorType> = InstanceType<(typeof arrays)[T]>;
+
+let live = 0;
+let liveBytes = 0;
+
+/** Tensors not yet disposed of or collected, and their bytes. */
+export function tensorCount(): { count: number; bytes: number } {
+  return { count: live, bytes: liveBytes };
+}
+
+const net = new FinalizationRegistry<number>((bytes) => {
+  live--;
+  liveBytes -= bytes;
+});
+
+/**
+ * A dense array of numbers with a shape, outermost dim first. It is a view over a JavaScript ArrayBuffer: kernels read and
+ * write that memory itself, nothing is copied, and V8 knows its size. Do not transfer or resize the buffer during a call.
+ */
+export class Tensor<T extends TensorType = TensorType> implements Disposable {
+  private array: TensorData<T> | undefined;
+
+  /** @internal Use tensor(). */
+  constructor(readonly type: T, readonly shape: readonly number[], data: TensorData<T>) {
+    this.array = data;
+    live++;
+    liveBytes += data.byteLength;
+    net.register(this, data.byteLength, this);
+  }
+
+  /** The elements, row-major. The same memory, not a copy. */
+  get data(): TensorData<T> {
+    if (!this.array) throw new DisposedError("This tensor");
+    return this.array;
+  }
+
+  get size(): number {
+    return this.shape.reduce((product, dim) => product * dim, 1);
+  }
+
+  get isDisposed(): boolean {
+    return this.array === undefined;
+  }
+
+  /** The same elements under another shape. */
+  reshape(shape: readonly number[]): Tensor<T> {
+    return tensor(this.data as Bytes, shape, this.type) as Tensor<T>;
+  }
+
+  /** Lets go of the memory. A run that uses it ends first; twice is fine. */
+  dispose(): void {
+    if (!this.array) return;
+    live--;
+    liveBytes -= this.array.byteLength;
+    net.unregister(this);
+    this.array = undefined;
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+function checkShape(shape: readonly number[], length: number): void {
+  if (!Array.isArray(shape) || shape.length > 5) throw invalidArgument("shape", "an array of at most five dims", shape);
+  shape.forEach((dim, i) => {
+    if (!Number.isSafeInteger(dim) || dim < 0) throw invalidArgument(`shape[${i}]`, "a non-negative integer", dim);
+  });
+  const size = shape.reduce((product, dim) => product * dim, 1);
+  if (size !== length) throw invalidArgument("shape", `dims whose product is the data's length ${length}`, `[${shape.join(", ")}]`);
+}
+
+/**
+ * A tensor over `data`, without copying. The element type follows from the array; a Uint16Array needs it said: "f16" or
+ * "bf16". Throws ArgumentError for shapes that do not fit, other arrays, detached or shared buffers.
+ */
+export function tensor(data: Float32Array, shape?: readonly number[]): Tensor<"f32">;
+export function tensor(data: Int32Array, shape?: readonly number[]): Tensor<"i32">;
+export function tensor(data: Uint8Array, shape?: readonly number[]): Tensor<"u8">;
+export function tensor(data: Int8Array, shape?: readonly number[]): Tensor<"i8">;
+export function tensor<T extends "f16" | "bf16">(data: Uint16Array, shape: readonly number[], type: T): Tensor<T>;
+export function tensor(data: Bytes, shape?: readonly number[], type?: TensorType): Tensor;
+export function tensor(data: Bytes, shape: readonly number[] = [(data as { length?: number } | null)?.length ?? 0], type?: TensorType): Tensor {
+  const natural: TensorType | undefined =
+    data instanceof Float32Array ? "f32" : data instanceof Int32Array ? "i32" : data instanceof Uint8Array ? "u8" : data instanceof Int8Array ? "i8" : undefined;
+  const found = type ?? natural;
+  if (found === undefined || !(data instanceof arrays[found])) {
+    throw invalidArgument("data", "a Float32Array, Int32Array, Uint8Array, Int8Array, or a Uint16Array with type 'f16' or 'bf16'", data);
+  }
+  if (!(data.buffer instanceof ArrayBuffer)) throw invalidArgument("data", "an array over a plain ArrayBuffer", data.buffer);
+  checkShape(shape, data.length);
+  return new Tensor(found, [...shape], data as TensorData<TensorType>);
+}
+
+/** A tensor of zeros. */
+export function zeros<T extends TensorType = "f32">(shape: readonly number[], type: T = "f32" as T): Tensor<T> {
+  const size = shape.reduce((product, dim) => product * dim, 1);
+  if (!Object.hasOwn(arrays, type)) throw invalidArgument("type", Object.keys(arrays).join(", "), type);
+  if (!Number.isSafeInteger(size) || size < 0) throw invalidArgument("shape", "non-negative integer dims", shape);
+  return tensor(new arrays[type](size), shape, type) as Tensor<T>;
+}
