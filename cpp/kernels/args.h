@@ -58,6 +58,59 @@ struct CacheAppendArgs { View key, value, cache; double layer; };
 // window 0 = unlimited; softcap 0 = none; sinks: tokens at the start that a window always sees. out [n, heads, headDim].
 struct CachedAttentionArgs { View query, cache, out; double layer, scale, window, softcap, sinks; };
 
+// The whole family: softmax attention of query [batch, heads, queries, headDim] over key [batch, kvHeads, keys, headDim] and
+// value [batch, kvHeads, keys, valueDim]; any strides but 1 along the last axis; f32, f16 or bf16. Query head h reads
+// key/value head h / (heads / kvHeads). Query i stands at p = keys − queries + i. A row that sees no key: 0, logSumExp −inf.
+// Order: scale, softcap, relative terms, slopes and bias, mask. All operands but query, key, value, out are optional.
+//   bias              f32 [1 | batch, 1 | heads, 1 | queries, keys], added; −inf hides a key
+//   slopes            f32 [heads]: s − slopes[h] · |p − j| (ALiBi, arXiv 2108.12409)
+//   sinks             f32 [heads]: a logit that joins the denominator only (arXiv 2508.10925); logSumExp counts it
+//   contentToPosition f32 [batch, heads, queries, x], positionToContent f32 [batch, heads, keys, x], relativeIndex i32
+//                     [queries + keys − 1]: s + scale · (c2p[i][x] + p2c[j][x]), x = relativeIndex[i − j + keys − 1]
+//                     (DeBERTa, arXiv 2006.03654; its scale is 1 / sqrt(3 · headDim))
+//   mask              maskShape 1: u8 [1 | heads, ⌈queries / blockQuery⌉, ⌈keys / blockKey⌉] (arXiv 1904.10509)
+//                     maskShape 2: i32 [nodes, words], bit j of row i: node i sees node j; queries = nodes, all keys before
+//                     the last `nodes` are the prefix that all see (arXiv 2305.09781)
+//   maskShape 3       neighbourhood of an image in text (arXiv 2410.06169): gridStart, gridHeight, gridWidth, radius, causalGrid
+//   maskShape 4       region to point (arXiv 2407.02392): gridHeight, gridWidth, factor
+//   cuQuery, cuKey    i32 [n + 1]: ragged sequences laid end to end along the tokens of batch 1 (arXiv 2307.08691)
+//   blockTable        i32 [batch, kvHeads, pages a head]; key and value are then [pages, pageSize, headDim] (arXiv 2309.06180)
+//   lengths           i32 [batch, kvHeads]: keys of each head, with blockTable; p counts from them
+//   keyScale …        quantized 1: key and value i8 or u8 (two's complement), scales f32 [batch, kvHeads, keys], minima absent.
+//                     quantized 2: two elements a byte, low half first, [… ⌈headDim / 2⌉], scales and minima
+//                     [batch, kvHeads, keys, ⌈headDim / 32⌉], x = minimum + scale · q (arXiv 2303.06865, 2402.02750)
+//   out               [batch, heads, queries, valueDim] f32, f16 or bf16
+//   logSumExp         f32 [batch, heads, queries], natural logarithm
+//   columnSums        f32 [batch, heads, keys]: weights summed over the last `columnQueries` queries; needs logSumExp
+//   scores            f32 [batch, heads, queries, keys]: the logits for inspection, −inf where masked
+// window 0 = unlimited; sinkTokens: first keys that a window always sees (arXiv 2309.17453); softcap 0 = none; offByOne: a
+// logit of 0 joins the denominator (logSumExp of an empty row is then 0).
+struct AttentionArgs {
+  View query, key, value, bias, slopes, sinks, contentToPosition, positionToContent, relativeIndex, mask, cuQuery, cuKey, blockTable, lengths;
+  View keyScale, keyMinimum, valueScale, valueMinimum;
+  View out, logSumExp, columnSums, scores;
+  double causal, scale, softcap, window, sinkTokens, offByOne, columnQueries, quantized;
+  double maskShape, blockQuery, blockKey, gridStart, gridHeight, gridWidth, radius, causalGrid, factor;
+};
+
+// ---- attention_relatives.cpp: shapes as above, f32, f16 or bf16 in, f32 out
+// Attention over disjoint sets of keys becomes one: partialOut f32 [partials, batch, heads, queries, dim], partialLogSumExp
+// [partials, batch, heads, queries]; out [batch, heads, queries, dim], logSumExp [batch, heads, queries] (arXiv 2412.20501).
+struct MergeStatesArgs { View partialOut, partialLogSumExp, out, logSumExp; };
+// Stick-breaking: from the newest key back, each takes σ(s) of what is left (arXiv 2306.04640, 2410.17980). Causal; the
+// query's own key with attendCurrent. out, remainder f32 [batch, heads, queries] (optional): what no key took;
+// addRemainder: out + remainder · (value at the query's position).
+struct StickBreakingArgs { View query, key, value, out, remainder; double scale, attendCurrent, addRemainder; };
+// Landmark attention's grouped softmax (arXiv 2305.16300). isLandmark u8 [keys]; a landmark closes its block.
+struct LandmarkAttentionArgs { View query, key, value, isLandmark, out; double scale; };
+// One step of slot attention (arXiv 2006.15055): softmax over the slots of query [batch, heads, slots, headDim] (with
+// jointHeads over heads and slots, arXiv 2505.17726), then a mean over the keys: out = Σ_j (a_j + epsilon) v_j / Σ_j (a_j +
+// epsilon). heads = kvHeads. assignment f32 [batch, heads, slots, keys] (optional): a.
+struct SlotAttentionArgs { View query, key, value, out, assignment; double scale, epsilon, jointHeads; };
+// Token-parameter attention (arXiv 2410.23168): s = scale · x · keysᵀ, out = gelu(s · sqrt(n) / ‖s‖₂) · values.
+// x f32 [rows …, inputs], keys [n, inputs], values [n, outputs], out [rows …, outputs]. A row of zeros gives zeros.
+struct PattentionArgs { View x, keys, values, out; double scale; };
+
 // ---- sample.cpp
 // logits [1, vocabulary]; history i32 [m] (optional) for the repetition penalty. Order as in llama.cpp's default chain:
 // repeat penalty, top-k, top-p, min-p, temperature, draw. temperature 0 = arg-max (lowest index wins ties).

@@ -1,6 +1,11 @@
 // Attention. out_i = Σ_j softmax_j(s_ij) v_j, s_ij = scale · q_i · k_j (arXiv 1706.03762), computed block by block of keys
-// without the matrix s (arXiv 2205.14135). Query [n, heads, headDim], keys and values of the paged cache; query head h reads
-// key/value head h / (heads / kvHeads) (arXiv 2305.13245).
+// without the matrix s (arXiv 2205.14135). Query head h reads key/value head h / (heads / kvHeads) (arXiv 2305.13245).
+//   attention        the family over dense, ragged, paged and quantised keys: see AttentionArgs
+//   cachedAttention  the step's queries over the engine's own paged cache
+// Both are one loop, attention_loop_inl.h. Its parts:
+//   attention_tile_inl.h   multiply-adds and softmax on tiles       attention_mask_inl.h   which keys a query sees
+//   attention_score_inl.h  what is added to scores                  attention_source_inl.h where keys and values lie
+//   attention_run_inl.h    threads, split keys, column sums         attention_open_inl.h   operands of `attention`
 #include "../cache/kv.h"
 #include "../simd/target.h"
 #include "attention_tile_inl.h"
@@ -9,6 +14,7 @@
 #include "attention_score_inl.h"
 #include "attention_loop_inl.h"
 #include "attention_run_inl.h"
+#include "attention_open_inl.h"
 
 namespace tl::TL_TARGET {
 namespace {
@@ -48,7 +54,73 @@ Status checkRows(const char* name, const View& view, int64_t n, int64_t heads, i
   return {};
 }
 
+// scale and softcap as the loop wants them.
+void setScale(Problem& problem, double scale, double softcap) {
+  problem.scale = float(scale * (softcap > 0 ? 2 / softcap : 1) * double(kLog2E));
+  problem.softcap = softcap > 0 ? float(softcap * double(kLog2E)) : 0;
+}
+
 }  // namespace
+
+Status attention(const AttentionArgs& args, Context& context) {
+  AttentionContext c{args};
+  c.paged = args.blockTable.present();
+  c.ragged = args.cuQuery.present();
+  if (!isFloat(args.query.dtype) || args.query.rank != 4) return shapeError(kAttention, "query", "must be [batch, heads, queries, headDim], f32, f16 or bf16", 4, args.query.rank);
+  if (args.key.rank != (c.paged ? 3 : 4)) return shapeError(kAttention, "key", "has another rank than expected", c.paged ? 3 : 4, args.key.rank);
+  if (c.paged && (c.ragged || args.quantized != 0)) return argumentError(kAttention, "blockTable", "cannot be used with ragged or quantised keys");
+  c.batch = args.query.dims[0];
+  c.heads = args.query.dims[1];
+  c.queries = args.query.dims[2];
+  const int64_t headDim = args.query.dims[3], valueDim = args.out.rank == 4 ? args.out.dims[3] : -1;
+  c.kvHeads = !c.paged ? args.key.dims[1] : args.blockTable.rank == 3 ? args.blockTable.dims[1] : 0;
+  c.keys = c.paged ? 0 : args.key.dims[2];
+  if (c.kvHeads < 1 || c.heads % c.kvHeads) return shapeError(kAttention, "query", "must have a multiple of the key's heads", c.kvHeads, c.heads);
+  if (headDim < 1 || valueDim < 1) return shapeError(kAttention, "query", "must have a head dimension of 1 or more", 1, headDim);
+  TL_TRY(checkFloat(kAttention, "query", args.query, false, c.batch, c.heads, c.queries, headDim));
+  TL_TRY(checkFloat(kAttention, "out", args.out, false, c.batch, c.heads, c.queries, valueDim));
+  Problem problem;
+  problem.mostQueries = c.queries;
+  problem.mostKeys = c.keys;
+  c.sequences = c.batch;
+  if (c.paged) {
+    TL_TRY(checkFloat(kAttention, "key", args.key, false, -1, -1, headDim));
+    TL_TRY(checkFloat(kAttention, "value", args.value, false, args.key.dims[0], args.key.dims[1], valueDim));
+    TL_TRY(checkPaged(args, c, problem.mostKeys));
+  } else if (args.quantized != 0) {
+    TL_TRY(checkQuantized(args, c, headDim, valueDim));
+  } else {
+    TL_TRY(checkFloat(kAttention, "key", args.key, false, c.batch, c.kvHeads, c.keys, headDim));
+    TL_TRY(checkFloat(kAttention, "value", args.value, false, c.batch, c.kvHeads, c.keys, valueDim));
+  }
+  if (args.value.dtype != args.key.dtype) return argumentError(kAttention, "value", "must have the key's element type", int64_t(args.value.dtype));
+  if (c.ragged) {
+    if (c.batch != 1) return shapeError(kAttention, "query", "a ragged batch lies in one row of tokens", 1, c.batch);
+    TL_TRY(checkRagged(args.cuQuery, "cuQuery", c.queries));
+    TL_TRY(checkRagged(args.cuKey, "cuKey", c.keys));
+    if (args.cuKey.dims[0] != args.cuQuery.dims[0]) return shapeError(kAttention, "cuKey", "must have as many offsets as cuQuery", args.cuQuery.dims[0], args.cuKey.dims[0]);
+    c.sequences = args.cuQuery.dims[0] - 1;
+  }
+  TL_TRY(checkMask(args, c));
+  TL_TRY(checkScoreOperands(args, c));
+  if (args.logSumExp.present()) TL_TRY(checkFloat(kAttention, "logSumExp", args.logSumExp, true, c.batch, c.heads, c.queries));
+  if (args.scores.present()) TL_TRY(checkFloat(kAttention, "scores", args.scores, true, c.batch, c.heads, c.queries, c.keys));
+  if (args.columnSums.present()) {
+    if (!args.logSumExp.present() || c.paged) return argumentError(kAttention, "columnSums", "needs logSumExp, and keys without block table");
+    TL_TRY(checkFloat(kAttention, "columnSums", args.columnSums, true, c.batch, c.heads, c.keys));
+  }
+  problem.units = c.sequences * c.kvHeads;
+  problem.group = c.heads / c.kvHeads;
+  problem.headDim = headDim;
+  problem.valueDim = valueDim;
+  problem.offByOne = args.offByOne != 0;
+  problem.columnSums = args.columnSums.present();
+  problem.columnQueries = int64_t(args.columnQueries);
+  setScale(problem, args.scale, args.softcap);
+  problem.context = &c;
+  problem.unit = attentionUnit;
+  return runAttention(kAttention, problem, context);
+}
 
 Status cachedAttention(const CachedAttentionArgs& args, Context& context) {
   constexpr const char* op = "cachedAttention";
@@ -73,8 +145,7 @@ Status cachedAttention(const CachedAttentionArgs& args, Context& context) {
     if (keys > cache.capacity(cached.layer, head)) return argumentError(op, "cache", "has no pages reserved for this step", keys);
     problem.mostKeys = std::max(problem.mostKeys, keys);
   }
-  problem.scale = float(args.scale * (args.softcap > 0 ? 2 / args.softcap : 1) * double(kLog2E));
-  problem.softcap = args.softcap > 0 ? float(args.softcap * double(kLog2E)) : 0;
+  setScale(problem, args.scale, args.softcap);
   problem.context = &cached;
   problem.unit = cachedUnit;
   return runAttention(op, problem, context);

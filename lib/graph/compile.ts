@@ -97,7 +97,8 @@ export class CompiledGraph extends NativeResource {
       if (value === undefined) throw new ArgumentError(`bindings.${name}`, `Expected memory or null for bindings.${name} of graph ${this.name} but received undefined`);
       return value;
     });
-    return this.during(() => schedule((threads, cancel) => native.run(this.handle, symbols, bindings, scalars, threads, cancel), options));
+    const { handle } = this; // taken now: a dispose() that comes while this run waits for its turn must not stop it
+    return this.during(() => schedule((threads, cancel) => native.run(handle, symbols, bindings, scalars, threads, cancel), options));
   }
 
   private symbolValue(symbol: Symbolic, value: number | undefined): number {
