@@ -103,6 +103,7 @@ struct MergeStatesArgs { View partialOut, partialLogSumExp, out, logSumExp; };
 struct StickBreakingArgs { View query, key, value, out, remainder; double scale, attendCurrent, addRemainder; };
 // Landmark attention's grouped softmax (arXiv 2305.16300). isLandmark u8 [keys]; a landmark closes its block.
 struct LandmarkAttentionArgs { View query, key, value, isLandmark, out; double scale; };
+// ---- attention_feature.cpp
 // One step of slot attention (arXiv 2006.15055): softmax over the slots of query [batch, heads, slots, headDim] (with
 // jointHeads over heads and slots, arXiv 2505.17726), then a mean over the keys: out = Σ_j (a_j + epsilon) v_j / Σ_j (a_j +
 // epsilon). heads = kvHeads. assignment f32 [batch, heads, slots, keys] (optional): a.

@@ -45,7 +45,8 @@ struct Problem {
   void (*unit)(const Problem& problem, int64_t index, Unit& unit) = nullptr;
 
   int64_t stride() const { return paddedDim(valueDim); }
-  int64_t blockFloats() const { return kBlockKeys * (headDim + stride()); }
+  bool panelwise = false;                 // only ever a PassingBlock
+  int64_t blockFloats() const { return panelwise ? kPanelKeys * std::max(headDim, stride()) : kBlockKeys * (headDim + stride()); }
 };
 
 // What a tile works in, carved out of the thread's scratch.
@@ -236,32 +237,35 @@ template <typename T> void valuesOfGroup(const Tile& tile, const Block<T>& block
   }
 }
 
+// The same panel by panel where the block comes so.
+template <typename AnyBlock> void addValues(const Tile& tile, AnyBlock& block, int64_t key, int64_t first, int rows, const Visible* seen) {
+  const int count = int(std::min<int64_t>(tile.unit.keys - key, kBlockKeys)), end = int(roundUp(count, kPanelKeys));
+  if constexpr (!AnyBlock::kPanelwise) return valuesOfGroup(tile, block, first, rows, 0, end, seen);
+  for (int p = 0; p * kPanelKeys < end; ++p) {
+    uint32_t any = seen ? 0 : 1;
+    for (int r = 0; seen && r < rows; ++r) any |= seen[r].word[p];
+    if (!any) continue;
+    block.needValues(p);
+    valuesOfGroup(tile, block, first, rows, p * kPanelKeys, (p + 1) * kPanelKeys, seen);
+  }
+}
+
+inline void scaleSums(const Tile& tile, int64_t r, float scale) {
+  float* out = tile.space.out + r * tile.problem.stride();
+  for (int64_t d = 0; d < tile.problem.stride(); d += kLanes) store(out + d, mul(load(out + d), broadcast(scale)));
+}
+
 // Rows [first, first + rows) of the tile, at most kGroupRows, against one block.
 template <typename AnyBlock> void groupAgainstBlock(const Tile& tile, AnyBlock& block, int64_t key, int64_t first, int rows) {
   Visible visible[kGroupRows];
   const Cover cover = scoreGroup(tile, block, key, first, rows, visible);
   if (cover == Cover::none) return;
-  const int64_t stride = tile.problem.stride();
   const Visible* seen = cover == Cover::partial ? visible : nullptr;
   float scale[kGroupRows];
   softmaxRows(tile.space.scores, seen, rows, tile.space.maximum + first, tile.space.sum + first, scale);
-  for (int r = 0; r < rows; ++r) {
-    if (scale[r] == 1.0f) continue;
-    float* out = tile.space.out + (first + r) * stride;
-    for (int64_t d = 0; d < stride; d += kLanes) store(out + d, mul(load(out + d), broadcast(scale[r])));
-  }
-  const int count = int(std::min<int64_t>(tile.unit.keys - key, kBlockKeys)), end = int(roundUp(count, kPanelKeys));
-  if constexpr (AnyBlock::kPanelwise) {
-    for (int p = 0; p * kPanelKeys < end; ++p) {
-      uint32_t any = seen ? 0 : 1;
-      for (int r = 0; seen && r < rows; ++r) any |= seen[r].word[p];
-      if (!any) continue;
-      block.needValues(p);
-      valuesOfGroup(tile, block, first, rows, p * kPanelKeys, (p + 1) * kPanelKeys, seen);
-    }
-  } else {
-    valuesOfGroup(tile, block, first, rows, 0, end, seen);
-  }
+  for (int r = 0; r < rows; ++r)
+    if (scale[r] != 1.0f) scaleSums(tile, first + r, scale[r]);
+  addValues(tile, block, key, first, rows, seen);
 }
 
 template <typename AnyBlock> void tileAgainstBlock(const Tile& tile, AnyBlock block, int64_t key) {

@@ -128,7 +128,7 @@ inline void columnSums(const Problem& problem, int64_t index, int64_t chunk, int
 
 inline Status runAttention(const char* op, const Problem& problem, Context& context) {
   const int64_t rows = problem.mostQueries * problem.group, chunks = ceilDiv(problem.mostKeys, kChunkKeys);
-  if (problem.units == 0 || rows == 0) return {};
+  if (problem.units == 0) return {};
   if (tileFloats(problem, kRows) > kTileFloats) return argumentError(op, "headDim", "is larger than the kernel's tiles", problem.headDim);
   const int threads = context.pool.threads();
   int64_t tileRows = roundUp(std::min<int64_t>(rows, 192), kRows);

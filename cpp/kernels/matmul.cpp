@@ -15,7 +15,7 @@ namespace {
 constexpr int kMaxTokens = kVectors >= 32 && kLanes > 4 ? 8 : 4;  // tokens of a tile of kGroups groups
 constexpr int kManyGroups = 4;                                   // groups of a tile of one or two tokens
 constexpr int64_t kSpreadBelow = 32;                             // fewer tokens: bound by memory rather than arithmetic
-constexpr int64_t kTokenBlock = 128;                             // tokens whose activations stay in L2 under all weights
+constexpr int64_t kTokenBlock = 64;                              // tokens whose activations and outputs stay close under all weights
 constexpr int64_t kChunkBytes = 16384;                           // weights of a tile that stay in L1 under all tokens
 
 // ---- Where a tile's weights come from. A block gives vector pairs (v, v + 4), v = 0 … 3, and scales a part.
@@ -164,8 +164,8 @@ struct Unit {
     if (firstGroup + g * step < groups) finish(rows, token, firstGroup + g * step, sum);
   }
   TokenRow token(int64_t t, int64_t block) const {
-    const QuantizedRow row = quantizedRow(const_cast<std::byte*>(rows.x), rows.weight->columns, t);
-    return {row.q + block * kQuantBlock, row.scale + block};
+    const auto* q = reinterpret_cast<const int8_t*>(rows.x + t * rows.xStride);
+    return {q + block * kQuantBlock, reinterpret_cast<const float*>(q + blocks * kQuantBlock) + block};
   }
 };
 

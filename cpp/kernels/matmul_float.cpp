@@ -8,8 +8,9 @@ namespace tl::TL_TARGET {
 namespace {
 
 constexpr int kMaxTokens = kVectors >= 32 && kLanes > 4 ? 12 : 6;  // tokens of a tile of kGroups groups
-constexpr int64_t kTokenBlock = 96;                               // tokens that share one conversion, and stay in L2
-constexpr int64_t kChunkColumns = 16384 / (kGroups * kVectorBytes);  // weights of a tile that stay in L1
+constexpr int64_t kTokenBlock = 48;                               // tokens whose activations and outputs stay close
+constexpr int64_t kChunkBytes = 16384;                            // weights of a tile that stay in L1 under all tokens
+constexpr int64_t kSpreadBelow = 8;                               // fewer tokens: bound by memory rather than arithmetic
 
 // sums[Tokens][Groups][kLanes] += columns products. weight[g] is [columns][kLanes].
 template <typename W, int Groups, int Tokens>
@@ -17,99 +18,101 @@ TL_INLINE void tile(const W* const (&weight)[Groups], const float* const (&x)[To
   F32 sum[Tokens][Groups];
   TL_UNROLL for (int t = 0; t < Tokens; ++t) TL_UNROLL for (int g = 0; g < Groups; ++g) sum[t][g] = load(sums + (t * Groups + g) * kLanes);
   for (int64_t column = 0; column < columns; ++column) {
-    F32 w[Groups];
-    TL_UNROLL for (int g = 0; g < Groups; ++g) w[g] = load(weight[g] + column * kLanes);
-    TL_UNROLL for (int t = 0; t < Tokens; ++t) {
-      const F32 value = broadcast(x[t][column]);
-      TL_UNROLL for (int g = 0; g < Groups; ++g) sum[t][g] = mulAdd(w[g], value, sum[t][g]);
+    if constexpr (Groups > Tokens) {  // what there is less of stays in registers
+      F32 value[Tokens];
+      TL_UNROLL for (int t = 0; t < Tokens; ++t) value[t] = broadcast(x[t][column]);
+      TL_UNROLL for (int g = 0; g < Groups; ++g) {
+        const F32 w = load(weight[g] + column * kLanes);
+        TL_UNROLL for (int t = 0; t < Tokens; ++t) sum[t][g] = mulAdd(w, value[t], sum[t][g]);
+      }
+    } else {
+      F32 w[Groups];
+      TL_UNROLL for (int g = 0; g < Groups; ++g) w[g] = load(weight[g] + column * kLanes);
+      TL_UNROLL for (int t = 0; t < Tokens; ++t) {
+        const F32 value = broadcast(x[t][column]);
+        TL_UNROLL for (int g = 0; g < Groups; ++g) sum[t][g] = mulAdd(w[g], value, sum[t][g]);
+      }
     }
   }
   TL_UNROLL for (int t = 0; t < Tokens; ++t) TL_UNROLL for (int g = 0; g < Groups; ++g) store(sums + (t * Groups + g) * kLanes, sum[t][g]);
 }
 
+// One unit of work: some groups by a range of tokens.
 struct Unit {
   const MatmulRows& rows;
-  int64_t firstGroup, lastGroup;  // lastGroup: of the matrix; a tile past it repeats it
+  int64_t firstGroup, step, groups;  // a tile takes groups firstGroup, firstGroup + step … of `groups` in all
 
+  // A tile that reaches past the end computes the last group again, and drops it.
   template <typename W> const W* group(int g) const {
-    return reinterpret_cast<const W*>(rows.weight->buffer.as() + std::min(firstGroup + g, lastGroup) * rows.weight->groupBytes);
+    return reinterpret_cast<const W*>(rows.weight->buffer.as() + std::min(firstGroup + g * step, groups - 1) * rows.weight->groupBytes);
   }
   const float* token(int64_t t) const { return reinterpret_cast<const float*>(rows.x + t * rows.xStride); }
-  template <int Groups> void finishTile(int64_t token, int64_t tokens, const float* sums) const {
-    for (int64_t t = 0; t < tokens; ++t)
-      for (int g = 0; g < Groups; ++g)
-        if (firstGroup + g <= lastGroup) finish(rows, token + t, firstGroup + g, load(sums + (t * Groups + g) * kLanes));
+  void finishGroup(int64_t token, int g, F32 sum) const {
+    if (firstGroup + g * step < groups) finish(rows, token, firstGroup + g * step, sum);
   }
 };
 
-// One to three tokens: enough groups at once that the chains of multiply-adds overlap.
-template <typename W, int Groups, int Tokens> void fewTokens(const Unit& unit) {
-  float sums[Tokens * Groups * kLanes] = {};
-  const W* weight[Groups];
+// One tile over columns [column, column + columns). Its sums [Tokens][Groups][kLanes] are unset before column 0, and leave
+// after the last one.
+template <typename W, int Groups, int Tokens>
+TL_NOINLINE void sweepTile(const Unit& unit, const W* const (&weight)[Groups], int64_t column, int64_t columns, int64_t token, float* sums) {
   const float* x[Tokens];
-  for (int g = 0; g < Groups; ++g) weight[g] = unit.group<W>(g);
-  for (int t = 0; t < Tokens; ++t) x[t] = unit.token(t);
-  tile<W, Groups, Tokens>(weight, x, unit.rows.weight->columns, sums);
-  unit.finishTile<Groups>(0, Tokens, sums);
+  for (int t = 0; t < Tokens; ++t) x[t] = unit.token(token + t) + column;
+  if (column == 0) std::memset(sums, 0, size_t(Tokens * Groups * kVectorBytes));
+  tile<W, Groups, Tokens>(weight, x, columns, sums);
+  const bool last = column + columns == unit.rows.weight->columns;
+  for (int t = 0; last && t < Tokens; ++t)
+    for (int g = 0; g < Groups; ++g) unit.finishGroup(token + t, g, load(sums + (t * Groups + g) * kLanes));
 }
 
-template <int Tokens> TL_INLINE void sweepBy(const Unit& unit, const float* const (&weight)[kGroups], int64_t column, int64_t columns, int64_t& token, int64_t end, float*& sums) {
-  for (; end - token >= Tokens; token += Tokens, sums += Tokens * kGroups * kLanes) {
-    const float* x[Tokens];
-    for (int t = 0; t < Tokens; ++t) x[t] = unit.token(token + t) + column;
-    tile<float, kGroups, Tokens>(weight, x, columns, sums);
+template <typename W, int Groups> void sweepTokens(const Unit& unit, const W* const (&weight)[Groups], int64_t column, int64_t columns, int64_t token, int64_t tokens, float* sums) {
+  const auto by = [&]<int Tokens>(std::integral_constant<int, Tokens>) {
+    for (; tokens >= Tokens; tokens -= Tokens, token += Tokens, sums += Tokens * Groups * kLanes)
+      sweepTile<W, Groups, Tokens>(unit, weight, column, columns, token, sums);
+  };
+  if constexpr (Groups == kGroups) {
+    if constexpr (kMaxTokens == 12) by(std::integral_constant<int, 12>{});
+    by(std::integral_constant<int, 6>{});
+    by(std::integral_constant<int, 5>{});
+    by(std::integral_constant<int, 4>{});
+    by(std::integral_constant<int, 3>{});
+    by(std::integral_constant<int, 2>{});
+  } else if constexpr (Groups == 4) {
+    by(std::integral_constant<int, 3>{});
+    by(std::integral_constant<int, 2>{});
+  }
+  by(std::integral_constant<int, 1>{});
+}
+
+template <typename W, int Groups> void sweep(const Unit& unit, int64_t token, int64_t tokens, std::byte* scratch) {
+  constexpr int64_t kMost = kChunkBytes / (Groups * kLanes * int64_t(sizeof(W)));
+  const int64_t all = unit.rows.weight->columns, size = tokens <= kMaxTokens ? all : ceilDiv(all, ceilDiv(all, kMost));
+  for (int64_t column = 0; column < all; column += size) {
+    const W* weight[Groups];
+    for (int g = 0; g < Groups; ++g) weight[g] = unit.group<W>(g) + column * kLanes;
+    sweepTokens<W, Groups>(unit, weight, column, std::min(size, all - column), token, tokens, reinterpret_cast<float*>(scratch));
   }
 }
 
-template <typename W> void manyTokens(const Unit& unit, int64_t token, int64_t tokens, std::byte* scratch) {
-  auto* converted = reinterpret_cast<float*>(scratch);
-  float* sums = converted + kGroups * kChunkColumns * kLanes;
-  std::memset(sums, 0, size_t(tokens * kGroups * kVectorBytes));
-  const int64_t all = unit.rows.weight->columns, chunk = ceilDiv(all, ceilDiv(all, kChunkColumns));
-  for (int64_t column = 0; column < all; column += chunk) {
-    const int64_t columns = std::min(chunk, all - column);
-    const float* weight[kGroups];
-    for (int g = 0; g < kGroups; ++g) {
-      const W* source = unit.group<W>(g) + column * kLanes;
-      if constexpr (std::is_same_v<W, float>) {
-        weight[g] = source;
-      } else {
-        float* target = converted + g * kChunkColumns * kLanes;
-        for (int64_t c = 0; c < columns; ++c) store(target + c * kLanes, load(source + c * kLanes));
-        weight[g] = target;
-      }
-    }
-    int64_t at = token;
-    float* sumsAt = sums;
-    if constexpr (kMaxTokens == 12) sweepBy<12>(unit, weight, column, columns, at, token + tokens, sumsAt);
-    sweepBy<6>(unit, weight, column, columns, at, token + tokens, sumsAt);
-    sweepBy<4>(unit, weight, column, columns, at, token + tokens, sumsAt);
-    sweepBy<2>(unit, weight, column, columns, at, token + tokens, sumsAt);
-    sweepBy<1>(unit, weight, column, columns, at, token + tokens, sumsAt);
-  }
-  unit.finishTile<kGroups>(token, tokens, sums);
-}
-
-// body(unit, i, thread) for i of `units`, tile after tile of `groups` groups.
-template <typename Body> void forUnits(const MatmulRows& rows, Context& context, int64_t groupsEach, int64_t repeats, Body&& body) {
-  const int64_t groups = ceilDiv(rows.weight->rows, kLanes), tiles = ceilDiv(groups, groupsEach), units = tiles * repeats;
+template <typename W, int Groups> void matmulBy(const MatmulRows& rows, Context& context) {
+  const int64_t groups = ceilDiv(rows.weight->rows, kLanes), tiles = ceilDiv(groups, Groups);
+  const int64_t tokenBlocks = ceilDiv(rows.n, kTokenBlock), each = ceilDiv(rows.n, tokenBlocks), units = tiles * tokenBlocks;
+  // Bound by memory, a tile takes its groups far apart, so that a core reads several long streams at once.
+  const bool spread = rows.n < kSpreadBelow;
   context.pool.parallelFor(units, std::max<int64_t>(1, units / (4 * context.pool.threads())), [&](int64_t begin, int64_t end, int thread) {
-    for (int64_t i = begin; i < end; ++i) body(Unit{rows, i % tiles * groupsEach, groups - 1}, i / tiles, thread);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t token = i / tiles * each, tokens = std::min(each, rows.n - token);
+      const Unit unit{rows, spread ? i : i % tiles * Groups, spread ? tiles : 1, groups};
+      if (tokens > 0) sweep<W, Groups>(unit, token, tokens, context.pool.scratch(thread));
+    }
   });
 }
 
+// Few tokens take many groups: the chains of multiply-adds must overlap.
 template <typename W> void matmulAs(const MatmulRows& rows, Context& context) {
-  switch (rows.n) {
-    case 1: return forUnits(rows, context, 8, 1, [](const Unit& unit, int64_t, int) { fewTokens<W, 8, 1>(unit); });
-    case 2: return forUnits(rows, context, 4, 1, [](const Unit& unit, int64_t, int) { fewTokens<W, 4, 2>(unit); });
-    case 3: return forUnits(rows, context, 4, 1, [](const Unit& unit, int64_t, int) { fewTokens<W, 4, 3>(unit); });
-    default: break;
-  }
-  const int64_t blocks = ceilDiv(rows.n, kTokenBlock), each = ceilDiv(rows.n, blocks);
-  forUnits(rows, context, kGroups, blocks, [&](const Unit& unit, int64_t block, int thread) {
-    const int64_t token = block * each, tokens = std::min(each, rows.n - token);
-    if (tokens > 0) manyTokens<W>(unit, token, tokens, context.pool.scratch(thread));
-  });
+  if (rows.n == 1) matmulBy<W, 8>(rows, context);
+  else if (rows.n <= 3) matmulBy<W, 4>(rows, context);
+  else matmulBy<W, kGroups>(rows, context);
 }
 
 }  // namespace

@@ -72,7 +72,7 @@ export class WeightLoader {
       return { path: entry.file, offset: entry.offset + part.rowBegin * rowBytes, rows: part.rowEnd - part.rowBegin, storage: this.code(entry), rowBytes };
     });
     const first = entryOf(this.file, parts[0]!.tensor), columns = first.shape[1]!;
-    const { handle, bytes } = await schedule((threads, cancel) => native.loadWeight(stored, columns, threads, cancel), this.options);
+    const { handle, bytes } = await this.read(first, (threads, cancel) => native.loadWeight(stored, columns, threads, cancel));
     this.handles.push(handle);
     this.bytes += bytes;
     this.report(stored.reduce((sum, part) => sum + part.rows * part.rowBytes, 0));
@@ -102,6 +102,16 @@ export class WeightLoader {
     this.handles.push(handle);
     this.bytes += joined.byteLength;
     return { handle, length: joined.length };
+  }
+
+  /** Runs native reading; what it says of the file is told with the tensor's name. */
+  private async read<T>(entry: TensorEntry, work: (threads: number, cancel: Int32Array) => Promise<T>): Promise<T> {
+    try {
+      return await schedule(work, this.options);
+    } catch (error) {
+      if (error instanceof ModelFormatError) throw new ModelFormatError(error.message, { tensor: entry.name, offset: entry.offset, file: entry.file });
+      throw error;
+    }
   }
 
   private code(entry: TensorEntry): number {

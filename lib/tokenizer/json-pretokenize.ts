@@ -20,6 +20,9 @@ const CASED = "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]", UNCASED = "[\\p{Ll}\\p{Lm}
 const TAIL = "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 const twoCased = (tail: string): string => `[^\\r\\n\\p{L}\\p{N}]?${CASED}*${UNCASED}+${tail}|[^\\r\\n\\p{L}\\p{N}]?${CASED}+${UNCASED}*${tail}`;
 
+/** The \w of the original library: letters, marks, digits, connectors and joiners. */
+const WORD = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\p{Join_Control}";
+
 /** Expressions of well-known models that cut between a letter and a space with a letter after it. Others run on whole texts. */
 const CHUNKABLE = new Set([
   `${SHORT}|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|${TAIL}`,
@@ -101,7 +104,8 @@ function translate(library: TokenizersLibrary, step: JsonObject, index: number, 
       if (behavior === undefined) throw unsupported("pre_tokenizer", step, path);
       return { rules: [{ pattern: /[\p{P}$+<=>^`|~]/gu, behavior }], chunkable: true };
     }
-    case "Whitespace": return { rules: [patternRule(library, "\\w+|[^\\w\\s]+", "removed", true, path)], chunkable: true };
+    // Words and runs of anything else but white space.
+    case "Whitespace": return { rules: [{ pattern: new RegExp(`[${WORD}]+|[^${WORD}\\p{White_Space}]+`, "gu"), behavior: "removed", invert: true }], chunkable: true };
     case "WhitespaceSplit": return { rules: [{ pattern: /\p{White_Space}/gu, behavior: "removed" }], chunkable: true };
     case "Metaspace": return metaspace(step, index, path);
     default: throw unsupported("pre_tokenizer", step, path);

@@ -74,7 +74,7 @@ const DEFINITIONS: readonly Definition[] = [
   { names: ["tekken"], sources: [TEKKEN], ignoreMerges: true, addBos: true },
   { names: ["gpt-4o", "llama4", "kanana2", "minimax-m2"], sources: [GPT4O] },
   { names: ["deepseek-v3", "hunyuan-dense"], sources: ["\\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK3] },
-  { names: ["deepseek-coder"], sources: ["[\\r\\n]", "\\p{White_Space}?\\p{L}+", "\\p{White_Space}?\\p{P}+", "[一-龥ࠀ-一가-퟿]+", "\\p{N}"] },
+  { names: ["deepseek-coder"], sources: ["[\\r\\n]", "\\p{White_Space}?\\p{L}+", "\\p{White_Space}?\\p{P}+", "(?:(?!\\p{White_Space})[一-龥ࠀ-一가-퟿])+", "\\p{N}"] },
   { names: ["falcon"], sources: ["[\\p{P}$+<=>^~|`]+", GPT2, "[0-9][0-9][0-9]"] },
   { names: ["bailingmoe", "bailingmoe2", "llada-moe"], sources: [BAILING] },
   { names: ["seed-coder"], sources: [SEED_CODER] },

@@ -12,10 +12,8 @@ t.test("streams give whole characters, and all of them", async (t) => {
     t.equal(pieces.join("") + stream.end(), text);
   }), { numRuns: 300 });
   const stream = tokenizer.stream();
-  const [first] = tokenizer.encode("é").length > 1 ? tokenizer.encode("é") : [tokenizer.encode("😀")[0]!];
-  t.equal(stream.push(first!), "");
+  t.equal(stream.push(golden.bpe.tokens.indexOf("Ã")), "", "half of é");
   t.equal(stream.end(), "\ufffd", "a character that was never completed");
-  t.equal(tokenizer.stream().push(tokenizer.encode("\ufeff")[0]!), "", "a byte order mark is text");
   t.equal(tokenizer.decode(tokenizer.encode("\ufeffx")), "\ufeffx");
 });
 
