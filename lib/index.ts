@@ -10,3 +10,8 @@ export { locateModel } from "./models/fetch.js";
 export type { DecoderConfig } from "./models/config.js";
 export type { ChatMessage } from "./tokenizer/template.js";
 export type { EncodeOptions, Tokenizer } from "./tokenizer/tokenizer.js";
+export * as ops from "./ops/eager.js";
+export { alibiSlopes } from "./ops/attention.js";
+export type { AttentionMask, AttentionOptions, AttentionScores, AttentionSource } from "./ops/attention.js";
+export type { RopeScaling } from "./ops/rope.js";
+export { Tensor, tensor, zeros, type TensorType } from "./tensor.js";

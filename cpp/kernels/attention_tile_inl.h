@@ -219,7 +219,13 @@ inline float maximumOfRow(const float* scores, const Visible* visible) {
     for (int v = 0; v < kBlockVectors; ++v)
       if (const uint32_t bits = vectorBits(*visible, v)) largest = max(largest, select(lanesOfBits(bits), load(scores + v * kLanes), nothing));
   }
-  return maxLanes(max(largest, other));
+  const float most = maxLanes(max(largest, other));
+  if (most != -kInfinity) return most;
+  for (int v = 0; v < kBlockVectors; ++v) {  // max may lose a NaN; where nothing else is seen it has to show
+    const uint32_t bits = visible ? vectorBits(*visible, v) : ~uint32_t(0);
+    if (bits & bitsOfLanes(isNan(load(scores + v * kLanes)))) return std::numeric_limits<float>::quiet_NaN();
+  }
+  return most;
 }
 
 // Replaces scores by weights 2^(s − maximum) and answers their sum. Vectors without a visible key are not touched.

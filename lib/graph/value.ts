@@ -64,6 +64,11 @@ export class Value {
     return new Value(this.graph, this.type, [...this.dims.slice(0, -1), count], this.storage, this.strides, this.offset + begin);
   }
 
+  /** The same elements with the dims in another order: axes[i] is the dim that comes i-th. */
+  permute(...axes: number[]): Value {
+    return new Value(this.graph, this.type, axes.map((axis) => this.dims[axis]!), this.storage, axes.map((axis) => this.strides[axis]!), this.offset);
+  }
+
   /** The last dim, `parts · rest`, seen as two. */
   split(parts: number): Value {
     const last = this.dims.at(-1);

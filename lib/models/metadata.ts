@@ -47,7 +47,7 @@ abstract class TypedMetadata implements Metadata {
     if (value === undefined) return undefined;
     const expected = "an array of finite numbers";
     if (value instanceof Float32Array || value instanceof Int32Array || Array.isArray(value)) {
-      for (const element of value) if (!Number.isFinite(element)) throw this.#mismatch(key, expected, value);
+      for (let index = 0; index < value.length; index++) if (!Number.isFinite(value[index])) throw this.#mismatch(key, expected, value);
       return value;
     }
     if (value instanceof Int8Array || value instanceof Uint8Array || value instanceof Int16Array || value instanceof Uint16Array) return Int32Array.from(value);

@@ -9,7 +9,7 @@ import { slotCount, type Vocabulary } from "./vocabulary.js";
 
 const MAX_PROBES = 2000;
 /** Work between two looks at the clock. */
-const STEPS = 1000;
+const STEPS = 250;
 
 /** Which pairs of symbols are joined, by rank: the merges of a byte-pair encoding as one hash table of numbers. */
 export class MergeTable implements PairRule {

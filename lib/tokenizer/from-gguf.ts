@@ -19,7 +19,7 @@ export async function ggufTokenizer(file: ModelFile, slicer: Slicer): Promise<To
     throw new ModelFormatError(`Expected 'gpt2' or 'llama' for tokenizer.ggml.model but received '${model}'`, { file: path });
   }
   const tokens = table(metadata, "tokenizer.ggml.tokens", path);
-  const kinds = tokenKinds(metadata, tokens.count, path);
+  const kinds = await tokenKinds(metadata, tokens.count, path, slicer);
   const vocabulary = await Vocabulary.create(tokens, kinds, model === "gpt2", path, slicer);
   const id = (key: string, fallback?: number): number | undefined => {
     const name = `tokenizer.ggml.${key}_token_id`;
@@ -27,7 +27,9 @@ export async function ggufTokenizer(file: ModelFile, slicer: Slicer): Promise<To
     return checkedId(metadata.integer(name), vocabulary.size, name, path);
   };
   const specials = new Map<string, number>();
-  for (let token = 0; token < vocabulary.size; token++) if (isSearched(kinds[token])) specials.set(vocabulary.text(token), token);
+  await slicer.batches(vocabulary.size, 1024, (begin, end) => {
+    for (let token = begin; token < end; token++) if (isSearched(kinds[token])) specials.set(vocabulary.text(token), token);
+  });
   const find = (text: string): number => specials.get(text) ?? vocabulary.findText(text);
   const sentencePiece = model === "llama";
   const eosId = id("eos", sentencePiece ? 2 : undefined);
@@ -36,7 +38,7 @@ export async function ggufTokenizer(file: ModelFile, slicer: Slicer): Promise<To
   const addSpacePrefix = metadata.boolean("tokenizer.ggml.add_space_prefix", sentencePiece);
   const shared = {
     vocabulary,
-    special: new SpecialTokens(specialTokens(vocabulary, metadata)),
+    special: new SpecialTokens(specialTokens([...new Set([...specials.values(), ...eosIds])], vocabulary, metadata)),
     bosId,
     eosIds,
     addEos: metadata.boolean("tokenizer.ggml.add_eos_token", false) && eosId !== undefined,
@@ -108,16 +110,19 @@ function table(metadata: Metadata, key: string, path: string): StringTable {
   return found;
 }
 
-function tokenKinds(metadata: Metadata, count: number, path: string): Uint8Array {
+async function tokenKinds(metadata: Metadata, count: number, path: string, slicer: Slicer): Promise<Uint8Array> {
   const key = "tokenizer.ggml.token_type";
-  const types = metadata.numbers(key);
+  const raw = metadata.raw(key);
+  const types = raw instanceof Int32Array ? raw : metadata.numbers(key);
   const kinds = new Uint8Array(count).fill(TokenKind.normal);
   if (types === undefined) return kinds;
   if (types.length < count) throw new ModelFormatError(`Expected ${count} numbers for ${key} but received ${types.length}`, { file: path });
-  for (let id = 0; id < count; id++) {
-    const type = types[id] as number;
-    kinds[id] = type >= 1 && type <= 6 ? type : TokenKind.unused;
-  }
+  await slicer.batches(count, 1024, (begin, end) => {
+    for (let id = begin; id < end; id++) {
+      const type = types[id] as number;
+      kinds[id] = type >= 1 && type <= 6 ? type : TokenKind.unused;
+    }
+  });
   return kinds;
 }
 
@@ -125,16 +130,12 @@ function isSearched(kind: number | undefined): boolean {
   return kind === TokenKind.control || kind === TokenKind.userDefined || kind === TokenKind.unknown;
 }
 
-/** Control, user-defined and unknown tokens. Phi-3's take the white space after them, which its files do not say. */
-function specialTokens(vocabulary: Vocabulary, metadata: Metadata): SpecialToken[] {
+/** Those of the candidates that are searched for. Phi-3's take the white space after them, which its files do not say. */
+function specialTokens(candidates: readonly number[], vocabulary: Vocabulary, metadata: Metadata): SpecialToken[] {
   const strips = /phi-?3/i.test(metadata.string("general.name", ""));
   const plain = new Set(["<unk>", "<s>", "<|endoftext|>"]);
-  const tokens: SpecialToken[] = [];
-  for (let id = 0; id < vocabulary.size; id++) {
-    const kind = vocabulary.kinds[id];
-    if (!isSearched(kind)) continue;
+  return candidates.filter((id) => isSearched(vocabulary.kinds[id])).map((id) => {
     const text = vocabulary.text(id);
-    tokens.push({ id, text, control: kind !== TokenKind.userDefined, stripLeft: false, stripRight: strips && !plain.has(text) });
-  }
-  return tokens;
+    return { id, text, control: vocabulary.kinds[id] !== TokenKind.userDefined, stripLeft: false, stripRight: strips && !plain.has(text) };
+  });
 }

@@ -97,7 +97,7 @@ export function byteLevelRule(): SplitRule {
   return { pattern: new RegExp(GPT2, "gu"), behavior: "isolated" };
 }
 
-const CHUNK = 8192;
+const CHUNK = 4096;
 
 /**
  * Where the chunk that begins at `begin` ends: in front of a space between two ASCII letters, where every rule of
@@ -163,7 +163,7 @@ function* splitPiece(text: string, rule: SplitRule, out: string[]): Generator<vo
       at += (text.codePointAt(match.index) ?? 0) > 0xffff ? 2 : 1;
       continue;
     }
-    if (count % 512 === 0) yield;
+    if (count % 128 === 0) yield;
     emit(text.slice(begin, match.index), inverted);
     emit(found, !inverted);
     begin = match.index + found.length;

@@ -2,7 +2,7 @@ import { utf8Length } from "./bytes.js";
 import { SymbolMerger, type PairRule } from "./merge.js";
 import type { Vocabulary } from "./vocabulary.js";
 
-const STEPS = 500;
+const STEPS = 100;
 
 /**
  * SentencePiece's BPE as GGUF stores it (`tokenizer.ggml.model` = "llama"): no list of merges, but a score for each
@@ -57,8 +57,8 @@ export class SentencePieceModel {
   *#characters(merger: SymbolMerger, bytes: Uint8Array): Generator<void, number> {
     let count = 0;
     for (let at = 0; at < bytes.length;) {
-      if (count % 4096 === 0) {
-        merger.reserve(count + 4096);
+      if (count % 1024 === 0) {
+        merger.reserve(count + 1024);
         yield;
       }
       const next = at + utf8Length(bytes[at] as number);

@@ -12,7 +12,7 @@ export interface SpecialToken {
 /** Text between special tokens, or a token. */
 export type Fragment = string | number;
 
-const SCAN = 16384;
+const SCAN = 8192;
 const SPACES = " \t\n\v\f\r";
 
 /** Finds special tokens in text, the longest first, as llama.cpp does. */

@@ -229,10 +229,10 @@ TEST(AttentionVectors, Match) {
           if (data.empty()) continue;
           const float* want = v.view(output).as<float>();
           for (size_t i = 0; i < data.size(); ++i) {
-            if (std::isinf(want[i])) ASSERT_EQ(data[i], want[i]) << name << " " << output << " " << i << " " << isaName(isa);
-            else ASSERT_NEAR(data[i], want[i], 2e-5 + 1e-4 * std::fabs(want[i])) << name << " " << output << " " << i << " " << isaName(isa);
+            if (std::isinf(want[i])) { ASSERT_EQ(data[i], want[i]) << name << " " << output << " " << i << " " << isaName(isa); }
+            else { ASSERT_NEAR(data[i], want[i], 2e-5 + 1e-4 * std::fabs(want[i])) << name << " " << output << " " << i << " " << isaName(isa); }
           }
-          if (threads > 1) ASSERT_EQ(std::memcmp(data.data(), first[output].data(), data.size() * sizeof(float)), 0) << name << " " << output;
+          if (threads > 1) { ASSERT_EQ(std::memcmp(data.data(), first[output].data(), data.size() * sizeof(float)), 0) << name << " " << output; }
         }
         if (threads == 1) first = std::move(got);
       }

@@ -147,8 +147,8 @@ TEST(CachedAttention, NaNSpoilsOnlyWhoSeesIt) {
         for (int64_t h = 0; h < 6; ++h) {
           const bool sees = i >= 77 && (window == 0 || i - 77 < window);
           for (int64_t d = 0; d < 64; ++d) {
-            if (sees) ASSERT_TRUE(std::isnan(out.row(i * 6 + h)[d])) << i;
-            else ASSERT_EQ(out.row(i * 6 + h)[d], want.row(i * 6 + h)[d]) << isaName(isa) << " query " << i << " window " << window;
+            if (sees) { ASSERT_TRUE(std::isnan(out.row(i * 6 + h)[d])) << i; }
+            else { ASSERT_EQ(out.row(i * 6 + h)[d], want.row(i * 6 + h)[d]) << isaName(isa) << " query " << i << " window " << window; }
           }
         }
     }

@@ -1,9 +1,12 @@
 import { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers";
 import fc from "fast-check";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import t from "tap";
+import { ModelFormatError } from "#lib/errors.js";
+import { openGguf } from "#lib/models/gguf.js";
 import { openModel } from "#lib/models/open.js";
 import { createTokenizer, type Tokenizer } from "#lib/tokenizer/tokenizer.js";
+import { writeGguf } from "../support/gguf-writer.js";
 import { modelPath, scratch, sharedFile, skipWithout, SMOLLM2 } from "../support/paths.js";
 import { bytePairMetadata, golden, tokenizerOf } from "../support/tokenizers.js";
 
@@ -124,6 +127,27 @@ t.test("refuses what cannot be right", async (t) => {
   await refuse({ "tokenizer.ggml.token_type": new Int32Array(3) }, /numbers for tokenizer\.ggml\.token_type but received 3/);
   await refuse({ "tokenizer.ggml.eos_token_id": tokens.length }, /token in 0 … \d+ for tokenizer\.ggml\.eos_token_id/);
   await refuse({ "tokenizer.ggml.add_bos_token": "yes" }, /a boolean for tokenizer\.ggml\.add_bos_token/);
+});
+
+t.test("mutated vocabularies are refused or work", async (t) => {
+  const { write } = scratch(t);
+  const bytes = writeGguf({ metadata: bytePairMetadata("smollm") });
+  const file = write("mutant.gguf", bytes);
+  const edit = fc.record({ at: fc.nat(bytes.length - 1), value: fc.nat(255), width: fc.constantFrom(1, 1, 8, 300) });
+  await fc.assert(fc.asyncProperty(fc.array(edit, { minLength: 1, maxLength: 5 }), async (edits) => {
+    const mutant = Uint8Array.from(bytes);
+    for (const { at, value, width } of edits) mutant.fill(value, at, at + width);
+    writeFileSync(file, mutant);
+    try {
+      const tokenizer = await createTokenizer(await openGguf(file));
+      const ids = tokenizer.encode(golden.texts.join(""), { special: true, bos: true, eos: true });
+      tokenizer.decode(ids);
+      return ids.every((id) => id >= 0 && id < tokenizer.vocabulary);
+    } catch (error) {
+      if (!(error instanceof ModelFormatError)) throw error;
+      return true;
+    }
+  }), { numRuns: 300 });
 });
 
 const model = modelPath(SMOLLM2), oracle = sharedFile("oracles", "smollm2", "smollm2.json"), prose = sharedFile("data", "prose", "alice.txt");

@@ -1,5 +1,6 @@
+import { attentionOperations } from "./attention.js";
 import { modelOperations } from "./model.js";
 import type { Operation } from "./vector.js";
 
 /** Every op that vectors can name: one file a family. */
-export const operations: ReadonlyMap<string, Operation> = new Map(Object.entries({ ...modelOperations }));
+export const operations: ReadonlyMap<string, Operation> = new Map(Object.entries({ ...modelOperations, ...attentionOperations }));
