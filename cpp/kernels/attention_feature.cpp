@@ -62,7 +62,7 @@ void slotGroup(const Problem& problem, const SlotAttentionArgs& args, int64_t ba
   };
   space.block = take(problem.blockFloats());
   space.scores = take(rows * kBlockKeys);
-  space.query = take(heads * roundUp(slots, kRows) * problem.headDim);
+  space.query = take(heads * roundUp(slots, kRows) * problem.headDim + kLanes);
   space.out = take(rows * stride);
   space.sum = take(rows);
   std::memset(space.out, 0, size_t(rows * stride) * sizeof(float));

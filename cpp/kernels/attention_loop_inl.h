@@ -74,7 +74,7 @@ inline Workspace carve(const Problem& problem, int64_t rows, std::byte* scratch)
   Workspace w;
   w.block = take(problem.blockFloats());
   w.scores = take(kGroupRows * kBlockKeys);
-  w.query = take(padded * problem.headDim);
+  w.query = take(padded * problem.headDim + kLanes);
   w.out = take(padded * problem.stride());
   w.merged = take(padded * problem.stride());
   w.maximum = take(padded);
@@ -96,23 +96,35 @@ struct Tile {
   }
 };
 
-template <typename T> void packRow(const T* from, int64_t headDim, float scale, float* to) {
-  for (int64_t d = 0; d < headDim; ++d) to[d * kRows] = tl::toFloat(from[d]) * scale;
+template <typename T> void packPanel(const Tile& tile, int64_t first, float* to) {
+  constexpr int squares = int((kRows + kLanes - 1) / kLanes);
+  const int64_t headDim = tile.problem.headDim;
+  const int rows = int(std::min<int64_t>(tile.rows - first, kRows));
+  const F32 scale = broadcast(tile.problem.scale);
+  const T* from[squares * kLanes] = {};
+  for (int r = 0; r < rows; ++r) from[r] = reinterpret_cast<const T*>(tile.unit.query.at(tile.query(first + r), tile.head(first + r)));
+  for (int64_t d = 0; d < headDim; d += kLanes) {
+    const int part = int(std::min<int64_t>(headDim - d, kLanes));
+    F32 square[squares][kLanes];
+    for (int k = 0; k < squares; ++k) {
+      for (int i = 0; i < kLanes; ++i) {
+        const T* row = from[k * kLanes + i];
+        square[k][i] = !row ? zero() : mul(part == kLanes ? load(row + d) : loadPart(row + d, part), scale);
+      }
+      transpose(square[k]);
+    }
+    for (int i = 0; i < part; ++i)  // what reaches past kRows is overwritten by the next dimension
+      for (int k = 0; k < squares; ++k) store(to + (d + i) * kRows + k * kLanes, square[k][i]);
+  }
 }
 
 // Queries as [panel][headDim][kRows], scaled; rows that fill the last panel up are zero.
 inline void packQueries(const Tile& tile) {
-  const int64_t headDim = tile.problem.headDim;
-  for (int64_t r = 0; r < roundUp(tile.rows, kRows); ++r) {
-    float* to = tile.space.query + r / kRows * headDim * kRows + r % kRows;
-    if (r >= tile.rows) {
-      for (int64_t d = 0; d < headDim; ++d) to[d * kRows] = 0;
-      continue;
-    }
-    const std::byte* from = tile.unit.query.at(tile.query(r), tile.head(r));
-    if (tile.unit.query.dtype == DType::f16) packRow(reinterpret_cast<const f16*>(from), headDim, tile.problem.scale, to);
-    else if (tile.unit.query.dtype == DType::bf16) packRow(reinterpret_cast<const bf16*>(from), headDim, tile.problem.scale, to);
-    else packRow(reinterpret_cast<const float*>(from), headDim, tile.problem.scale, to);
+  for (int64_t r = 0; r < tile.rows; r += kRows) {
+    float* to = tile.space.query + r * tile.problem.headDim;
+    if (tile.unit.query.dtype == DType::f16) packPanel<f16>(tile, r, to);
+    else if (tile.unit.query.dtype == DType::bf16) packPanel<bf16>(tile, r, to);
+    else packPanel<float>(tile, r, to);
   }
 }
 
@@ -208,7 +220,7 @@ template <typename T> void valuesOfGroup(const Tile& tile, const Block<T>& block
       if (!runs[r / kRows].zeros) continue;
       for (int i = r; i < std::min(r + kRows, rows); ++i)
         for (int v = begin / kLanes; v < end / kLanes; ++v)
-          if (!vectorBits(visible[i], v)) store(tile.space.scores + i * kBlockKeys + v * kLanes, zero());
+          if (!visible[i].word[v / kPanelVectors]) store(tile.space.scores + i * kBlockKeys + v * kLanes, zero());
     }
   for (int c = 0; c < columns; c += columnStep) {
     for (int r = 0; r < rows; r += kRows) {

@@ -15,18 +15,26 @@ inline void wholeTile(const Problem& problem, int64_t index, int64_t row, int64_
   problem.unit(problem, index, unit);
   const int64_t rows = std::min(unit.queries * problem.group - row, mostRows), stride = problem.stride();
   if (rows <= 0) return;
-  const Tile tile{problem, unit, row, rows, carve(problem, mostRows, scratch)};
-  const Workspace& w = tile.space;
+  Tile tile{problem, unit, row, rows, carve(problem, mostRows, scratch)};
+  Workspace& w = tile.space;
   packQueries(tile);
   hideScores(problem, unit, row, rows);
-  for (int64_t r = 0; r < rows; ++r) {
-    w.mergedMaximum[r] = -kInfinity;
-    w.mergedSum[r] = 0;
-  }
-  std::memset(w.merged, 0, size_t(rows * stride) * sizeof(float));
+  bool merged = false;
   for (int64_t chunk = 0; chunk * kChunkKeys < unit.keys; ++chunk) {
     if (!tileAgainstChunk(tile, chunk)) continue;
-    for (int64_t r = 0; r < rows; ++r) mergeRow(w.mergedMaximum[r], w.mergedSum[r], w.merged + r * stride, w.maximum[r], w.sum[r], w.out + r * stride, stride);
+    if (!merged) {  // merging into nothing is a copy: see mergeRow
+      std::swap(w.out, w.merged);
+      std::swap(w.maximum, w.mergedMaximum);
+      std::swap(w.sum, w.mergedSum);
+    } else {
+      for (int64_t r = 0; r < rows; ++r) mergeRow(w.mergedMaximum[r], w.mergedSum[r], w.merged + r * stride, w.maximum[r], w.sum[r], w.out + r * stride, stride);
+    }
+    merged = true;
+  }
+  if (!merged) {
+    std::fill_n(w.mergedMaximum, size_t(rows), -kInfinity);
+    std::fill_n(w.mergedSum, size_t(rows), 0.0f);
+    std::memset(w.merged, 0, size_t(rows * stride) * sizeof(float));
   }
   for (int64_t r = 0; r < rows; ++r) writeRow(problem, unit, row + r, w.mergedMaximum[r], w.mergedSum[r], w.merged + r * stride);
 }
@@ -116,7 +124,7 @@ inline void columnSums(const Problem& problem, int64_t index, int64_t chunk, int
           float* sums = reinterpret_cast<float*>(unit.columnSums.at(0, tile.head(first + r))) + key;
           weightsOfRow(weights, cover == Cover::partial ? visible + r : nullptr, logSumExp * kLog2E);
           for (int j = 0; j < count; j += kLanes) {
-            if (cover == Cover::partial && !vectorBits(visible[r], j / kLanes)) continue;
+            if (cover == Cover::partial && !visible[r].word[j / kPanelKeys]) continue;
             if (count - j >= kLanes) store(sums + j, add(load(sums + j), load(weights + j)));
             else storePart(sums + j, add(loadPart(sums + j, count - j), load(weights + j)), count - j);
           }

@@ -209,17 +209,18 @@ TL_INLINE uint32_t vectorBits(const Visible& visible, int v) {
 // Largest score of a row; −inf where it sees nothing. `visible` null = all keys.
 inline float maximumOfRow(const float* scores, const Visible* visible) {
   const F32 nothing = broadcast(-kInfinity);
-  F32 largest = nothing, other = nothing;
-  if (!visible) {
-    for (int v = 0; v < kBlockVectors; v += 2) {
-      largest = max(largest, load(scores + v * kLanes));
-      other = max(other, load(scores + (v + 1) * kLanes));
+  F32 largest[2] = {nothing, nothing};
+  for (int p = 0; p < kBlockPanels; ++p) {
+    const uint32_t seen = visible ? visible->word[p] : ~uint32_t(0);
+    if (!seen) continue;
+#pragma GCC unroll 8
+    for (int v = 0; v < kPanelVectors; ++v) {
+      F32 s = load(scores + p * kPanelKeys + v * kLanes);
+      if (seen != ~uint32_t(0)) s = select(lanesOfBits(seen >> (v * kLanes)), s, nothing);
+      largest[v % 2] = max(largest[v % 2], s);
     }
-  } else {
-    for (int v = 0; v < kBlockVectors; ++v)
-      if (const uint32_t bits = vectorBits(*visible, v)) largest = max(largest, select(lanesOfBits(bits), load(scores + v * kLanes), nothing));
   }
-  const float most = maxLanes(max(largest, other));
+  const float most = maxLanes(max(largest[0], largest[1]));
   if (most != -kInfinity) return most;
   for (int v = 0; v < kBlockVectors; ++v) {  // max may lose a NaN; where nothing else is seen it has to show
     const uint32_t bits = visible ? vectorBits(*visible, v) : ~uint32_t(0);
@@ -228,31 +229,26 @@ inline float maximumOfRow(const float* scores, const Visible* visible) {
   return most;
 }
 
-// Replaces scores by weights 2^(s − maximum) and answers their sum. Vectors without a visible key are not touched.
+// Replaces scores by weights 2^(s − maximum) and answers their sum. Panels without a visible key are not touched.
 inline float weightsOfRow(float* scores, const Visible* visible, float maximum) {
   const F32 shift = broadcast(maximum);
   F32 total = zero();
-  if (!visible) {
-    constexpr int together = 4;
 #pragma GCC unroll 1
-    for (int v = 0; v < kBlockVectors; v += together) {
-      F32 weight[together];
+  for (int p = 0; p < kBlockPanels; ++p, scores += kPanelKeys) {
+    const uint32_t seen = visible ? visible->word[p] : ~uint32_t(0);
+    if (!seen) continue;
+    F32 weight[kPanelVectors];
 #pragma GCC unroll 8
-      for (int i = 0; i < together; ++i) weight[i] = sub(load(scores + (v + i) * kLanes), shift);
-      exp2Clamped(weight);
+    for (int v = 0; v < kPanelVectors; ++v) weight[v] = sub(load(scores + v * kLanes), shift);
+    exp2Clamped(weight);
+    if (seen != ~uint32_t(0)) {
 #pragma GCC unroll 8
-      for (int i = 0; i < together; ++i) {
-        store(scores + (v + i) * kLanes, weight[i]);
-        total = add(total, weight[i]);
-      }
+      for (int v = 0; v < kPanelVectors; ++v) weight[v] = select(lanesOfBits(seen >> (v * kLanes)), weight[v], zero());
     }
-  } else {
-    for (int v = 0; v < kBlockVectors; ++v) {
-      const uint32_t bits = vectorBits(*visible, v);
-      if (!bits) continue;
-      const F32 weight = select(lanesOfBits(bits), exp2Clamped(sub(load(scores + v * kLanes), shift)), zero());
-      store(scores + v * kLanes, weight);
-      total = add(total, weight);
+#pragma GCC unroll 8
+    for (int v = 0; v < kPanelVectors; ++v) {
+      store(scores + v * kLanes, weight[v]);
+      total = add(total, weight[v]);
     }
   }
   return sumLanes(total);
@@ -295,8 +291,14 @@ inline void softmaxRows(float* scores, const Visible* visible, int rows, float* 
 // to the last bit, so callers always fold in ascending order of keys. (arXiv 2412.20501, 2310.01889)
 inline void mergeRow(float& maximum, float& sum, float* out, float otherMaximum, float otherSum, const float* other, int64_t width) {
   if (otherMaximum == -kInfinity) return;
+  if (maximum == -kInfinity) {
+    std::memcpy(out, other, size_t(width) * sizeof(float));
+    maximum = otherMaximum;
+    sum = otherSum;
+    return;
+  }
   const float common = maximum > otherMaximum ? maximum : otherMaximum;
-  const float mine = maximum == -kInfinity ? 0.0f : exp2Clamped(maximum - common), theirs = exp2Clamped(otherMaximum - common);
+  const float mine = exp2Clamped(maximum - common), theirs = exp2Clamped(otherMaximum - common);
   for (int64_t i = 0; i < width; i += kLanes)
     store(out + i, mulAdd(load(other + i), broadcast(theirs), mul(load(out + i), broadcast(mine))));
   sum = sum * mine + otherSum * theirs;

@@ -1,7 +1,7 @@
 // Rotary positions (arXiv 2104.09864).
 //   ropeTable  out[i] = cos(p_i f_0) … cos(p_i f_{dim/2−1}) | sin(…), times `magnitude`; angles in f64
-//   rope       pairs (a, b) of x [n, heads, headDim] become (a cos − b sin, b cos + a sin), in place;
-//              pairs are (2i, 2i+1) where interleaved, else (i, i + dim/2); elements past dim stay
+//   rope       pairs (a, b) of x [n, heads, headDim] become (a cos − b sin, b cos + a sin); out may be x itself;
+//              pairs are (2i, 2i+1) where interleaved, else (i, i + dim/2); elements past dim are copied
 #include "../simd/target.h"
 #include "rows_inl.h"
 
@@ -10,18 +10,18 @@ namespace {
 
 constexpr int64_t kSineWork = 16;  // a sine costs about as much as this many simple elements
 
-void rotateHalves(float* x, const float* cosine, const float* sine, int64_t half) {
+void rotateHalves(const float* x, float* out, const float* cosine, const float* sine, int64_t half) {
   int64_t i = 0;
   for (; i + kLanes <= half; i += kLanes) {
     const F32 a = load(x + i), b = load(x + half + i), c = load(cosine + i), s = load(sine + i);
-    store(x + i, sub(mul(a, c), mul(b, s)));
-    store(x + half + i, add(mul(b, c), mul(a, s)));
+    store(out + i, sub(mul(a, c), mul(b, s)));
+    store(out + half + i, add(mul(b, c), mul(a, s)));
   }
   if (i >= half) return;
   const int part = int(half - i);
   const F32 a = loadPart(x + i, part), b = loadPart(x + half + i, part), c = loadPart(cosine + i, part), s = loadPart(sine + i, part);
-  storePart(x + i, sub(mul(a, c), mul(b, s)), part);
-  storePart(x + half + i, add(mul(b, c), mul(a, s)), part);
+  storePart(out + i, sub(mul(a, c), mul(b, s)), part);
+  storePart(out + half + i, add(mul(b, c), mul(a, s)), part);
 }
 
 // cosine [dim] = c0 c0 c1 c1 …, sine [dim] = −s0 s0 −s1 s1 …: one token's table spread over pairs, for all its heads.
@@ -33,20 +33,25 @@ void spreadTable(const float* table, int64_t half, float* cosine, float* sine) {
   }
 }
 
-void rotatePairs(float* x, const float* cosine, const float* sine, int64_t dim) {
+void rotatePairs(const float* x, float* out, const float* cosine, const float* sine, int64_t dim) {
   const auto rotate = [](F32 v, F32 c, F32 s) { return add(mul(v, c), mul(swapPairs(v), s)); };
   int64_t i = 0;
-  for (; i + kLanes <= dim; i += kLanes) store(x + i, rotate(load(x + i), load(cosine + i), load(sine + i)));
+  for (; i + kLanes <= dim; i += kLanes) store(out + i, rotate(load(x + i), load(cosine + i), load(sine + i)));
   if (i >= dim) return;
   const int part = int(dim - i);
-  storePart(x + i, rotate(loadPart(x + i, part), loadPart(cosine + i, part), loadPart(sine + i, part)), part);
+  storePart(out + i, rotate(loadPart(x + i, part), loadPart(cosine + i, part), loadPart(sine + i, part)), part);
 }
 
 Status checkRope(const RopeArgs& args) {
   const View &x = args.x, &table = args.table;
-  if (x.dtype != DType::f32) return argumentError("rope", "x", "must be f32", int64_t(x.dtype));
-  if (x.rank != 3) return shapeError("rope", "x", "must be [n, heads, headDim]", 3, x.rank);
-  if (x.dims[2] > 1 && x.strides[2] != 1) return argumentError("rope", "x", "must have contiguous heads", x.strides[2]);
+  for (const View* view : {&x, &args.out}) {
+    const char* name = view == &x ? "x" : "out";
+    if (view->dtype != DType::f32) return argumentError("rope", name, "must be f32", int64_t(view->dtype));
+    if (view->rank != 3) return shapeError("rope", name, "must be [n, heads, headDim]", 3, view->rank);
+    if (view->dims[2] > 1 && view->strides[2] != 1) return argumentError("rope", name, "must have contiguous heads", view->strides[2]);
+    for (int axis = 0; axis < 3; ++axis)
+      if (view->dims[axis] != x.dims[axis]) return shapeError("rope", name, "must have the shape of x", x.dims[axis], view->dims[axis]);
+  }
   if (table.dtype != DType::f32) return argumentError("rope", "table", "must be f32", int64_t(table.dtype));
   if (table.rank != 2 || !table.rowsAreUniform()) return argumentError("rope", "table", "must be [n, dim]", table.rank);
   if (table.dims[0] != x.dims[0]) return shapeError("rope", "table", "must have one row a token", x.dims[0], table.dims[0]);
@@ -86,19 +91,22 @@ Status ropeTable(const RopeTableArgs& args, Context& context) {
 
 Status rope(const RopeArgs& args, Context& context) {
   TL_TRY(checkRope(args));
-  const View& x = args.x;
+  const View &x = args.x, &out = args.out;
   const int64_t heads = x.dims[1], dim = args.table.dims[1], half = dim / 2;
+  const size_t restBytes = size_t(x.dims[2] - dim) * sizeof(float);
   const bool interleaved = args.interleaved != 0;
   forRows(context, x.dims[0], heads * dim, [&](int64_t begin, int64_t end, int thread) {
     float* cosine = reinterpret_cast<float*>(context.pool.scratch(thread));
     float* sine = cosine + dim;
     for (int64_t token = begin; token < end; ++token) {
       const float* table = args.table.as<float>() + token * args.table.rowStride();
-      float* head = x.as<float>() + token * x.strides[0];
       if (interleaved) spreadTable(table, half, cosine, sine);
-      for (int64_t h = 0; h < heads; ++h, head += x.strides[1]) {
-        if (interleaved) rotatePairs(head, cosine, sine, dim);
-        else rotateHalves(head, table, table + half, half);
+      for (int64_t h = 0; h < heads; ++h) {
+        const float* from = x.as<float>() + token * x.strides[0] + h * x.strides[1];
+        float* to = out.as<float>() + token * out.strides[0] + h * out.strides[1];
+        if (interleaved) rotatePairs(from, to, cosine, sine, dim);
+        else rotateHalves(from, to, table, table + half, half);
+        if (to != from && restBytes > 0) std::memcpy(to + dim, from + dim, restBytes);
       }
     }
   });

@@ -98,6 +98,9 @@ TL_INLINE F32 loadBytes(const int8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvt
 TL_INLINE F32 loadBytes(const uint8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))}; }
 TL_INLINE void transpose(F32 (&rows)[kLanes]) {
   __m512 pairs[16], fours[16], eights[16];
+  const auto quarters = [](__m512 a, __m512 b, auto odd) {  // 0 2 or 1 3 of a, then of b
+    return _mm512_castsi512_ps(_mm512_shuffle_i32x4(_mm512_castps_si512(a), _mm512_castps_si512(b), decltype(odd)::value ? 0xdd : 0x88));
+  };
   for (int i = 0; i < 16; i += 2) {
     pairs[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
     pairs[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
@@ -110,14 +113,14 @@ TL_INLINE void transpose(F32 (&rows)[kLanes]) {
   // fours[4a + c] holds, in its quarter q, column 4q + c of rows 4a … 4a + 3.
   for (int c = 0; c < 4; ++c)
     for (int half = 0; half < 2; ++half) {
-      eights[8 * half + c] = _mm512_shuffle_f32x4(fours[8 * half + c], fours[8 * half + 4 + c], 0x88);      // quarters 0 2 | 0 2
-      eights[8 * half + 4 + c] = _mm512_shuffle_f32x4(fours[8 * half + c], fours[8 * half + 4 + c], 0xdd);  // quarters 1 3 | 1 3
+      eights[8 * half + c] = quarters(fours[8 * half + c], fours[8 * half + 4 + c], std::false_type{});
+      eights[8 * half + 4 + c] = quarters(fours[8 * half + c], fours[8 * half + 4 + c], std::true_type{});
     }
   for (int c = 0; c < 4; ++c) {
-    rows[c].v = _mm512_shuffle_f32x4(eights[c], eights[8 + c], 0x88);
-    rows[8 + c].v = _mm512_shuffle_f32x4(eights[c], eights[8 + c], 0xdd);
-    rows[4 + c].v = _mm512_shuffle_f32x4(eights[4 + c], eights[12 + c], 0x88);
-    rows[12 + c].v = _mm512_shuffle_f32x4(eights[4 + c], eights[12 + c], 0xdd);
+    rows[c].v = quarters(eights[c], eights[8 + c], std::false_type{});
+    rows[8 + c].v = quarters(eights[c], eights[8 + c], std::true_type{});
+    rows[4 + c].v = quarters(eights[4 + c], eights[12 + c], std::false_type{});
+    rows[12 + c].v = quarters(eights[4 + c], eights[12 + c], std::true_type{});
   }
 }
 TL_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

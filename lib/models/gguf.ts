@@ -8,6 +8,8 @@ import { HeaderReader } from "./reader.js";
 import { GGUF_OTHER_STORAGE, GGUF_STORAGE, storageBlock } from "./storage.js";
 import { StringTable } from "./strings.js";
 
+/** Keys and tensors: no model has a thousandth of it. */
+const MAX_ENTRIES = 1 << 22;
 const MAX_KEY_BYTES = 65535;
 const MAX_NAME_BYTES = 64;
 /** A single string (the chat template is the longest in practice) is decoded in one go: 16 MiB keeps that short. */
@@ -138,6 +140,7 @@ async function parseHeader(reader: HeaderReader, slicer: Slicer): Promise<Header
   if (version !== 2 && version !== 3) throw reader.fail(`Expected GGUF version 2 or 3 but received ${version}`, 4);
   const tensorCount = reader.length("the number of tensors");
   const keyCount = reader.length("the number of metadata keys");
+  if (keyCount > MAX_ENTRIES || tensorCount > MAX_ENTRIES) throw reader.fail(`Expected at most ${MAX_ENTRIES} keys and tensors but received ${keyCount} and ${tensorCount}`, 8);
   // A key takes 8 bytes of length and 4 of type and a value; a tensor a name, dimensions, a type and an offset.
   reader.require(keyCount, 13, "the metadata");
   reader.require(tensorCount, 32, "the tensor list");

@@ -1,10 +1,26 @@
 import { isUtf8 } from "node:buffer";
 import { ModelFormatError } from "../errors.js";
 import type { Slicer } from "../slice.js";
+import { StringTable } from "./strings.js";
 
 /** JSON with objects as maps: keys from a file never become properties (`__proto__` is a legal key). */
-export type JsonValue = null | boolean | number | string | JsonValue[] | JsonObject;
+export type JsonValue = null | boolean | number | string | JsonValue[] | JsonObject | JsonTable;
 export interface JsonObject extends Map<string, JsonValue> {}
+
+/** A vocabulary or a list of merges of a quarter million entries, without an object for each. */
+export class JsonTable {
+  /** The keys of an object of numbers, the elements of a list of strings, or those of a list of pairs, joined by a byte 0xff. */
+  readonly strings: StringTable;
+  /** The values of an object of numbers. */
+  readonly numbers: Float64Array | undefined;
+  readonly pairs: boolean;
+
+  constructor(strings: StringTable, numbers: Float64Array | undefined, pairs: boolean) {
+    this.strings = strings;
+    this.numbers = numbers;
+    this.pairs = pairs;
+  }
+}
 
 export interface JsonOptions {
   readonly file: string;
@@ -13,6 +29,8 @@ export interface JsonOptions {
   readonly offset?: number;
   /** Refuse integers above 2^53 − 1 in magnitude, which JavaScript would round. */
   readonly safeIntegers?: boolean;
+  /** Keys whose values are read as JsonTable: objects of numbers, lists of strings or of pairs of strings. Equal keys are not looked for in them. */
+  readonly tables?: ReadonlySet<string>;
 }
 
 const MAX_DEPTH = 64;
@@ -28,6 +46,7 @@ export async function parseJson(bytes: Buffer, options: JsonOptions): Promise<Js
 
 /** Maps to objects without a prototype, for code that expects plain JSON. */
 export function toPlain(value: JsonValue): unknown {
+  if (value instanceof JsonTable) return undefined;
   if (Array.isArray(value)) return value.map(toPlain);
   if (!(value instanceof Map)) return value;
   const object = Object.create(null) as Record<string, unknown>;
@@ -53,7 +72,8 @@ class JsonParser {
     const stack: Frame[] = [];
     for (let count = 0; ; count++) {
       if ((count & 127) === 0 && slicer.due) await slicer.pause();
-      let value = this.#begin(stack);
+      const frame = stack[stack.length - 1];
+      let value = frame !== undefined && "map" in frame && this.#options.tables?.has(frame.key) === true ? await this.#table() : this.#begin(stack);
       if (value === undefined) continue;
       // The value is complete: put it where it belongs, and close what closes after it.
       for (;;) {
@@ -95,6 +115,61 @@ class JsonParser {
     return this.#word();
   }
 
+  async #table(): Promise<JsonTable> {
+    const first = this.#skip();
+    if (first !== OPEN && first !== OPEN_LIST) throw this.#fail("Expected an object or a list");
+    this.#at++;
+    const builder = new TableBuilder(first === OPEN);
+    const close = first === OPEN ? CLOSE : CLOSE_LIST;
+    if (this.#skip() === close) {
+      this.#at++;
+      return builder.done();
+    }
+    const { slicer } = this.#options;
+    while (!this.#entries(builder, close, 256)) if (slicer.due) await slicer.pause();
+    return builder.done();
+  }
+
+  /** Reads up to `most` entries of a table; true at its end. */
+  #entries(builder: TableBuilder, close: number, most: number): boolean {
+    for (let count = 0; count < most; count++) {
+      if (builder.numbered) {
+        this.#entry(builder);
+        if (this.#skip() !== COLON) throw this.#fail("Expected : after a key");
+        this.#at++;
+        this.#skip();
+        const at = this.#at, number = this.#word();
+        if (typeof number !== "number") throw this.#fail("Expected a number", at);
+        builder.end(number);
+      } else if (this.#skip() === OPEN_LIST) {
+        this.#at++;
+        this.#entry(builder);
+        builder.join();
+        if (this.#skip() !== COMMA) throw this.#fail("Expected two strings");
+        this.#at++;
+        this.#entry(builder);
+        if (this.#skip() !== CLOSE_LIST) throw this.#fail("Expected two strings");
+        this.#at++;
+        builder.end(0);
+      } else {
+        this.#entry(builder);
+        builder.end(0);
+      }
+      const next = this.#skip();
+      this.#at++;
+      if (next === close) return true;
+      if (next !== COMMA) throw this.#fail("Expected , or the end", this.#at - 1);
+    }
+    return false;
+  }
+
+  #entry(builder: TableBuilder): void {
+    if (this.#skip() !== QUOTE) throw this.#fail("Expected a string in double quotes");
+    const begin = this.#at + 1;
+    if (this.#scan()) builder.add(Buffer.from(this.#unescape(begin)), 0, -1);
+    else builder.add(this.#bytes, begin, this.#at - 1);
+  }
+
   #key(map: JsonObject): string {
     if (this.#skip() !== QUOTE) throw this.#fail("Expected a key in double quotes");
     const at = this.#at;
@@ -106,29 +181,36 @@ class JsonParser {
   }
 
   #string(): string {
-    const bytes = this.#bytes;
     const begin = this.#at + 1;
-    let at = begin, escaped = false, all = 0;
-    for (;; at++) {
+    return this.#scan() ? this.#unescape(begin) : this.#bytes.toString("utf8", begin, this.#at - 1);
+  }
+
+  /** Moves past the string that begins here; true where it has escapes. */
+  #scan(): boolean {
+    const bytes = this.#bytes, begin = this.#at;
+    let escaped = false;
+    for (let at = begin + 1; ; at++) {
       const byte = bytes[at];
-      if (byte === undefined) throw this.#fail("Expected the end of a string", begin - 1);
-      if (byte === QUOTE) break;
+      if (byte === undefined) throw this.#fail("Expected the end of a string", begin);
+      if (byte === QUOTE) {
+        this.#at = at + 1;
+        return escaped;
+      }
       if (byte < 0x20) throw this.#fail("Expected no control character in a string", at);
       if (byte === BACKSLASH) {
         escaped = true;
         at++;
       }
-      all |= byte;
     }
-    this.#at = at + 1;
-    if (escaped) {
-      try {
-        return JSON.parse(bytes.toString("utf8", begin - 1, at + 1)) as string;
-      } catch {
-        throw this.#fail("Expected a valid string", begin - 1);
-      }
+  }
+
+  /** The string from `begin` to the quote before this place. */
+  #unescape(begin: number): string {
+    try {
+      return JSON.parse(this.#bytes.toString("utf8", begin - 1, this.#at)) as string;
+    } catch {
+      throw this.#fail("Expected a valid string", begin - 1);
     }
-    return bytes.toString(all < 0x80 ? "latin1" : "utf8", begin, at);
   }
 
   #word(): JsonValue {
@@ -164,4 +246,58 @@ class JsonParser {
   #fail(message: string, at = this.#at): ModelFormatError {
     return new ModelFormatError(`${message} in the JSON`, { offset: (this.#options.offset ?? 0) + at, file: this.#options.file });
   }
+}
+
+class TableBuilder {
+  readonly numbered: boolean;
+  #bytes = Buffer.allocUnsafe(1 << 16);
+  #used = 0;
+  #starts = new Uint32Array(4096);
+  #ends = new Uint32Array(4096);
+  #numbers = new Float64Array(4096);
+  #count = 0;
+  #pairs = false;
+
+  constructor(numbered: boolean) {
+    this.numbered = numbered;
+  }
+
+  /** Appends `source[begin, end)` to the entry; to its end where `end` is −1. */
+  add(source: Buffer, begin: number, end: number): void {
+    const stop = end < 0 ? source.length : end;
+    if (this.#used + stop - begin + 1 > this.#bytes.length) {
+      const grown = Buffer.allocUnsafe(2 * this.#bytes.length + stop - begin + 1);
+      this.#bytes.copy(grown, 0, 0, this.#used);
+      this.#bytes = grown;
+    }
+    for (let at = begin; at < stop; at++) this.#bytes[this.#used++] = source[at] as number;
+  }
+
+  /** Ends the first string of a pair. */
+  join(): void {
+    this.#pairs = true;
+    this.#bytes[this.#used++] = 0xff;
+  }
+
+  end(number: number): void {
+    const index = this.#count++;
+    if (index === this.#starts.length) {
+      this.#starts = grow(this.#starts, new Uint32Array(2 * index));
+      this.#ends = grow(this.#ends, new Uint32Array(2 * index));
+      this.#numbers = grow(this.#numbers, new Float64Array(2 * index));
+    }
+    this.#starts[index] = index === 0 ? 0 : (this.#ends[index - 1] as number);
+    this.#ends[index] = this.#used;
+    this.#numbers[index] = number;
+  }
+
+  done(): JsonTable {
+    const strings = new StringTable(this.#bytes.subarray(0, this.#used), this.#starts.slice(0, this.#count), this.#ends.slice(0, this.#count));
+    return new JsonTable(strings, this.numbered ? this.#numbers.slice(0, this.#count) : undefined, this.#pairs);
+  }
+}
+
+function grow<T extends Uint32Array | Float64Array>(from: T, to: T): T {
+  to.set(from);
+  return to;
 }

@@ -8,7 +8,7 @@ import { type JsonObject, type JsonValue, parseJson, toPlain } from "./json.js";
 import { JsonMetadata } from "./metadata.js";
 
 const MAX_HEADER = 100_000_000;
-const MAX_JSON_FILE = 512 << 20;
+const MAX_JSON_FILE = 128 << 20;
 const MAX_DIMENSIONS = 32;
 
 /** Element types of the format: bits, and the storage type where this package reads tensors of it. */
@@ -59,12 +59,12 @@ async function readConfig(folder: string, slicer: Slicer): Promise<JsonMetadata>
   return new JsonMetadata(toPlain(config) as Record<string, unknown>, file);
 }
 
-/** Parses a JSON file whose top level is an object. Throws ModelFormatError. */
-export async function readJsonObject(file: string, slicer: Slicer): Promise<JsonObject> {
+/** Parses a JSON file whose top level is an object; `tables` as in JsonOptions. Throws ModelFormatError. */
+export async function readJsonObject(file: string, slicer: Slicer, tables?: ReadonlySet<string>): Promise<JsonObject> {
   const found = await stat(file);
   if (!found.isFile() || found.size > MAX_JSON_FILE) throw new ModelFormatError(`Expected a JSON file of at most ${MAX_JSON_FILE} bytes`, { file });
   const bytes = await readFile(file, slicer.signal === undefined ? {} : { signal: slicer.signal });
-  const value = await parseJson(bytes, { file, slicer });
+  const value = await parseJson(bytes, { file, slicer, ...(tables === undefined ? {} : { tables }) });
   if (!(value instanceof Map)) throw new ModelFormatError("Expected a JSON object", { file });
   return value;
 }

@@ -1,7 +1,7 @@
 import { dirname, join } from "node:path";
 import { ModelFormatError } from "../errors.js";
 import type { ModelFile } from "../models/file.js";
-import { type JsonObject, type JsonValue, toPlain } from "../models/json.js";
+import { type JsonObject, JsonTable, type JsonValue, toPlain } from "../models/json.js";
 import { exists, readJsonObject } from "../models/safetensors.js";
 import { StringTable } from "../models/strings.js";
 import type { Slicer } from "../slice.js";
@@ -14,22 +14,24 @@ import { SpecialTokens, type SpecialToken } from "./special.js";
 import { TokenKind, Vocabulary } from "./vocabulary.js";
 import { wordPieceEncoder } from "./wordpiece.js";
 
+/** Parts of tokenizer.json that are read without an object for each entry. */
+const TABLES: ReadonlySet<string> = new Set(["vocab", "merges"]);
+
 /** Builds the tokenizer of `tokenizer.json` beside safetensors files: byte-pair encoding, or BERT's WordPiece. */
 export async function jsonTokenizer(file: ModelFile, slicer: Slicer): Promise<TokenizerParts> {
   const folder = dirname(file.path);
   const path = join(folder, "tokenizer.json");
   if (!(await exists(path))) throw new ModelFormatError("Expected tokenizer.json beside the model's weights", { file: path });
-  const root = await readJsonObject(path, slicer);
+  const root = await readJsonObject(path, slicer, TABLES);
   const model = objectAt(root, "model", path);
   const type = model.get("type") ?? (model.has("merges") ? "BPE" : undefined);
   if (type !== "BPE" && type !== "WordPiece") {
     throw new ModelFormatError(`Expected BPE or WordPiece for the tokenizer's model but received ${String(type)}`, { file: path });
   }
   const added = addedTokens(root, path);
-  const ids = vocabularyOf(model, path);
   const steps = await preTokenization(root, type, path);
-  const vocabulary = await buildVocabulary(ids, added, type === "BPE" && steps.byteLevel, model.get("byte_fallback") === true, path, slicer);
-  const find = (text: string): number => added.find(({ content }) => content === text)?.id ?? ids.get(text) ?? -1;
+  const vocabulary = await buildVocabulary(vocabularyOf(model, path), added, type === "BPE" && steps.byteLevel, model.get("byte_fallback") === true, path, slicer);
+  const find = (text: string): number => added.find(({ content }) => content === text)?.id ?? vocabulary.findText(text);
   const ends = await namedEnds(file, folder, find, vocabulary.size, slicer);
   const eosIds = endTokens(vocabulary, ends.eos, find);
   const wrap = templateTokens(root.get("post_processor") ?? null, vocabulary.size, path);
@@ -44,18 +46,18 @@ export async function jsonTokenizer(file: ModelFile, slicer: Slicer): Promise<To
     suffix: wrap.suffix.length > 0 || eosId === undefined ? wrap.suffix : [eosId],
   };
   if (type === "WordPiece") {
-    const word = await wordPieceEncoder(model, ids, steps, path);
-    return { ...shared, dropSpace: true, encodeText: (text, _first, out) => word.encode(text, out), bytes: (id) => word.bytes(vocabulary, id) };
+    const word = await wordPieceEncoder(model, vocabulary, steps, path, slicer);
+    return { ...shared, dropSpace: true, encodeText: (text, _first, out) => word.encode(text, out), bytes: (id) => word.bytes(id) };
   }
   const unknown = model.get("unk_token");
-  const merges = await mergeTable(model, path, slicer);
-  const pairs = await BytePairModel.create(vocabulary, merges.table, {
+  const merges = mergesOf(model, path);
+  const pairs = await BytePairModel.create(vocabulary, merges.strings, {
     ignoreMerges: model.get("ignore_merges") === true,
     byteLevel: steps.byteLevel,
     byteFallback: model.get("byte_fallback") === true,
     unknownId: typeof unknown === "string" && find(unknown) >= 0 ? find(unknown) : undefined,
     fuseUnknown: model.get("fuse_unk") === true,
-    separator: merges.separator,
+    separator: merges.pairs ? 0xff : 0x20,
   }, path, slicer);
   return {
     ...shared,
@@ -97,74 +99,49 @@ function searched(token: AddedToken, vocabulary: Vocabulary): SpecialToken {
   return { id: token.id, text: token.content, control: vocabulary.kinds[token.id] === TokenKind.control, stripLeft: token.stripLeft, stripRight: token.stripRight };
 }
 
-function vocabularyOf(model: JsonObject, path: string): Map<string, number> {
-  const vocabulary = objectAt(model, "vocab", path);
-  for (const [token, id] of vocabulary) {
-    if (typeof id !== "number") throw new ModelFormatError(`Expected a number for the token ${JSON.stringify(token)}`, { file: path });
-  }
-  return vocabulary as Map<string, number>;
+function vocabularyOf(model: JsonObject, path: string): { strings: StringTable; ids: Float64Array } {
+  const table = model.get("vocab");
+  if (!(table instanceof JsonTable) || table.numbers === undefined) throw new ModelFormatError("Expected an object for vocab in the tokenizer", { file: path });
+  return { strings: table.strings, ids: table.numbers };
 }
 
-async function buildVocabulary(ids: ReadonlyMap<string, number>, added: readonly AddedToken[], byteLevel: boolean, byteFallback: boolean, path: string, slicer: Slicer): Promise<Vocabulary> {
-  // Ids may have gaps, but not so many that a small file makes a large table.
-  const most = 4 * (ids.size + added.length) + 1024;
-  const texts: string[] = [];
-  const kinds: number[] = [];
-  const put = (id: number, text: string, kind: number): void => {
-    checkedId(id, most, "the vocabulary", path);
-    while (texts.length <= id) {
-      texts.push("");
-      kinds.push(TokenKind.unused);
-    }
-    texts[id] = text;
-    kinds[id] = kind;
-  };
-  let count = 0;
-  for (const [text, id] of ids) {
-    if ((++count & 255) === 0 && slicer.due) await slicer.pause();
-    put(id, text, byteFallback && /^<0x[0-9A-F]{2}>$/.test(text) ? TokenKind.byte : TokenKind.normal);
-  }
-  for (const token of added) put(token.id, token.content, token.special ? TokenKind.control : TokenKind.userDefined);
-  return Vocabulary.create(await packStrings(texts, slicer), Uint8Array.from(kinds), byteLevel, path, slicer);
-}
-
-/** StringTable.from in slices. */
-async function packStrings(strings: readonly string[], slicer: Slicer): Promise<StringTable> {
-  const starts = new Uint32Array(strings.length), ends = new Uint32Array(strings.length);
-  let bytes = Buffer.alloc(Math.max(1024, strings.length * 8));
-  let used = 0;
-  for (const [index, string] of strings.entries()) {
-    if ((index & 255) === 0 && slicer.due) await slicer.pause();
-    if (used + string.length * 3 > bytes.length) bytes = Buffer.concat([bytes], 2 * bytes.length + string.length * 3);
-    starts[index] = used;
-    used += bytes.write(string, used);
-    ends[index] = used;
-  }
-  return new StringTable(bytes.subarray(0, used), starts, ends);
-}
-
-/** Merges are "left right", or pairs in files of tokens that contain spaces: those are joined by a byte that UTF-8 has not. */
-async function mergeTable(model: JsonObject, path: string, slicer: Slicer): Promise<{ table: StringTable; separator: number }> {
+/** Merges are "left right", or pairs in files of tokens that contain spaces. */
+function mergesOf(model: JsonObject, path: string): JsonTable {
   const merges = model.get("merges");
-  if (!Array.isArray(merges)) throw new ModelFormatError("Expected a list for merges", { file: path });
+  if (!(merges instanceof JsonTable) || merges.numbers !== undefined) throw new ModelFormatError("Expected a list for merges", { file: path });
   for (const key of ["continuing_subword_prefix", "end_of_word_suffix"]) {
     if (model.get(key)) throw new ModelFormatError(`Expected no ${key} but the tokenizer has one, which is not supported`, { file: path });
   }
-  if (merges.every((merge) => typeof merge === "string")) return { table: await packStrings(merges, slicer), separator: 0x20 };
-  const starts = new Uint32Array(merges.length), ends = new Uint32Array(merges.length);
-  const parts: Buffer[] = [];
-  let used = 0;
-  for (const [index, merge] of merges.entries()) {
-    if ((index & 255) === 0 && slicer.due) await slicer.pause();
-    const [left, right] = Array.isArray(merge) && merge.length === 2 ? merge : [];
-    if (typeof left !== "string" || typeof right !== "string") throw new ModelFormatError(`Expected two strings for merge ${index}`, { file: path });
-    const part = Buffer.concat([Buffer.from(left), Buffer.of(0xff), Buffer.from(right)]);
-    parts.push(part);
-    starts[index] = used;
-    used += part.length;
-    ends[index] = used;
+  return merges;
+}
+
+/** Brings the tokens into the order of their ids: the bytes stay where they are. */
+async function buildVocabulary({ strings, ids }: { strings: StringTable; ids: Float64Array }, added: readonly AddedToken[], byteLevel: boolean, byteFallback: boolean, path: string, slicer: Slicer): Promise<Vocabulary> {
+  // Ids may have gaps, but not so many that a small file makes a large table.
+  const most = 4 * (ids.length + added.length) + 1024;
+  let size = 0;
+  for (const { id } of added) size = Math.max(size, checkedId(id, most, "added_tokens", path) + 1);
+  await slicer.batches(ids.length, 1024, (begin, end) => {
+    for (let index = begin; index < end; index++) size = Math.max(size, checkedId(ids[index] as number, most, "the vocabulary", path) + 1);
+  });
+  const extra = StringTable.from(added.map(({ content }) => content));
+  const bytes = Buffer.concat([strings.bytes, extra.bytes]);
+  const starts = new Uint32Array(size), ends = new Uint32Array(size), kinds = new Uint8Array(size).fill(TokenKind.unused);
+  await slicer.batches(ids.length, 1024, (begin, end) => {
+    for (let index = begin; index < end; index++) {
+      const id = ids[index] as number;
+      if (kinds[id] !== TokenKind.unused) throw new ModelFormatError(`Expected each id once but two tokens have ${id}`, { file: path });
+      starts[id] = strings.starts[index] as number;
+      ends[id] = strings.ends[index] as number;
+      kinds[id] = byteFallback && byteToken(bytes.subarray(starts[id], ends[id])) !== undefined ? TokenKind.byte : TokenKind.normal;
+    }
+  });
+  for (const [index, { id, special }] of added.entries()) {
+    starts[id] = strings.bytes.length + (extra.starts[index] as number);
+    ends[id] = strings.bytes.length + (extra.ends[index] as number);
+    kinds[id] = special ? TokenKind.control : TokenKind.userDefined;
   }
-  return { table: new StringTable(Buffer.concat(parts), starts, ends), separator: 0xff };
+  return Vocabulary.create(new StringTable(bytes, starts, ends), kinds, byteLevel, path, slicer);
 }
 
 /** The tokens that the post-processor puts around a single sequence. */

@@ -1,5 +1,6 @@
 import { ModelFormatError } from "../errors.js";
 import type { JsonObject } from "../models/json.js";
+import type { Slicer } from "../slice.js";
 import { bertWords } from "./bert.js";
 import type { JsonSteps } from "./json-pretokenize.js";
 import { tokenizersLibrary } from "./library.js";
@@ -9,13 +10,17 @@ import { TokenKind, type Vocabulary } from "./vocabulary.js";
 export interface WordPieceEncoder {
   encode(text: string, out: number[]): Generator<void, void>;
   /** Words begin with a space, which the text's first gives back. */
-  bytes(vocabulary: Vocabulary, id: number): Uint8Array;
+  bytes(id: number): Uint8Array;
 }
 
 /** BERT's WordPiece: the library's, fed with one word after the other. */
-export async function wordPieceEncoder(model: JsonObject, ids: Map<string, number>, steps: JsonSteps, path: string): Promise<WordPieceEncoder> {
+export async function wordPieceEncoder(model: JsonObject, vocabulary: Vocabulary, steps: JsonSteps, path: string, slicer: Slicer): Promise<WordPieceEncoder> {
   const library = await tokenizersLibrary();
   const unknown = model.get("unk_token") ?? "[UNK]", prefix = model.get("continuing_subword_prefix") ?? "##";
+  const ids = new Map<string, number>();
+  await slicer.batches(vocabulary.size, 256, (begin, end) => {
+    for (let id = begin; id < end; id++) if (vocabulary.kinds[id] !== TokenKind.unused) ids.set(vocabulary.text(id), id);
+  });
   const unknownId = typeof unknown === "string" ? ids.get(unknown) : undefined;
   if (typeof unknown !== "string" || typeof prefix !== "string" || unknownId === undefined) {
     throw new ModelFormatError("Expected unk_token to be a token of the vocabulary", { file: path });
@@ -39,7 +44,7 @@ export async function wordPieceEncoder(model: JsonObject, ids: Map<string, numbe
         yield;
       }
     },
-    bytes(vocabulary, id) {
+    bytes(id) {
       const bytes = Buffer.from(vocabulary.bytes(id));
       if (vocabulary.kinds[id] === TokenKind.normal && bytes.subarray(0, start.length).equals(start)) return bytes.subarray(start.length);
       return Buffer.concat([Buffer.of(0x20), bytes]);

@@ -46,8 +46,12 @@ void checkRope(const KernelTable& table, int64_t half, int64_t headDim, bool int
   TL_EXPECT_OK(run(table, Op::ropeTable, RopeTableArgs{row(positions), row(frequencies), view(cosines.data(), {n, 2 * half}), 1}, threads));
   View heads3 = view(x.data(), {n, heads, headDim});
   heads3.strides[0] = stride;
-  TL_EXPECT_OK(run(table, Op::rope, RopeArgs{heads3, view(cosines.data(), {n, 2 * half}), interleaved ? 1.0 : 0.0}, threads));
-  EXPECT_TRUE(x.intact());
+  const View angles = view(cosines.data(), {n, 2 * half});
+  Guarded<float> apart(n * heads * headDim, 1);
+  TL_EXPECT_OK(run(table, Op::rope, RopeArgs{heads3, angles, view(apart.data(), {n, heads, headDim}), interleaved ? 1.0 : 0.0}, threads));
+  TL_EXPECT_OK(run(table, Op::rope, RopeArgs{heads3, angles, heads3, interleaved ? 1.0 : 0.0}, threads));
+  EXPECT_TRUE(x.intact() && apart.intact());
+  for (int64_t i = 0; i < n; ++i) EXPECT_EQ(std::memcmp(apart.data() + i * heads * headDim, x.data() + i * stride, size_t(heads * headDim) * 4), 0);
   std::vector<double> wanted(copy.data(), copy.data() + n * stride);
   for (int64_t i = 0; i < n; ++i)
     for (int64_t h = 0; h < heads; ++h)
@@ -76,10 +80,10 @@ TEST(Rope, RefusesWhatDoesNotFit) {
   const KernelTable& table = *kernelTable(Isa::scalar);
   Guarded<float> x(2 * 2 * 4), cosines(2 * 8);
   const View heads = view(x.data(), {2, 2, 4});
-  EXPECT_EQ(run(table, Op::rope, RopeArgs{heads, view(cosines.data(), {2, 8}), 0}).code, Code::shape);
-  EXPECT_EQ(run(table, Op::rope, RopeArgs{heads, view(cosines.data(), {2, 3}), 0}).code, Code::shape);
-  EXPECT_EQ(run(table, Op::rope, RopeArgs{heads, view(cosines.data(), {1, 4}), 0}).code, Code::shape);
-  EXPECT_EQ(run(table, Op::rope, RopeArgs{view(x.data(), {4, 4}), view(cosines.data(), {4, 4}), 0}).code, Code::shape);
+  EXPECT_EQ(run(table, Op::rope, RopeArgs{heads, view(cosines.data(), {2, 8}), heads, 0}).code, Code::shape);
+  EXPECT_EQ(run(table, Op::rope, RopeArgs{heads, view(cosines.data(), {2, 3}), heads, 0}).code, Code::shape);
+  EXPECT_EQ(run(table, Op::rope, RopeArgs{heads, view(cosines.data(), {1, 4}), heads, 0}).code, Code::shape);
+  EXPECT_EQ(run(table, Op::rope, RopeArgs{view(x.data(), {4, 4}), view(cosines.data(), {4, 4}), view(x.data(), {4, 4}), 0}).code, Code::shape);
   Guarded<int32_t> positions = {1, 2};
   Guarded<int64_t> frequencies = frequencyBits(2, 10);
   EXPECT_EQ(run(table, Op::ropeTable, RopeTableArgs{row(positions), row(frequencies), view(cosines.data(), {2, 6}), 1}).code, Code::shape);
