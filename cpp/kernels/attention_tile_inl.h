@@ -246,10 +246,12 @@ inline float weightsOfRow(float* scores, const Visible* visible, float maximum) 
       for (int v = 0; v < kPanelVectors; ++v) weight[v] = select(lanesOfBits(seen >> (v * kLanes)), weight[v], zero());
     }
 #pragma GCC unroll 8
-    for (int v = 0; v < kPanelVectors; ++v) {
-      store(scores + v * kLanes, weight[v]);
-      total = add(total, weight[v]);
-    }
+    for (int v = 0; v < kPanelVectors; ++v) store(scores + v * kLanes, weight[v]);
+#pragma GCC unroll 4
+    for (int half = kPanelVectors / 2; half > 0; half /= 2)  // pairwise: a short chain from panel to panel
+#pragma GCC unroll 8
+      for (int v = 0; v < half; ++v) weight[v] = add(weight[v], weight[v + half]);
+    total = add(total, weight[0]);
   }
   return sumLanes(total);
 }

@@ -5,8 +5,8 @@
 #include "packed_layout_inl.h"
 #include "table.h"
 
-#if defined(TL_TARGET_SCALAR)
-#define TL_UNROLL  // its vectors are loops themselves: unrolling these as well takes the compiler minutes
+#if defined(TL_TARGET_SCALAR) || defined(TL_EMULATE_X86)
+#define TL_UNROLL  // vectors are loops themselves here: unrolling these as well takes the compiler minutes
 #else
 #define TL_UNROLL _Pragma("GCC unroll 16")
 #endif

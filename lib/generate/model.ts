@@ -168,6 +168,13 @@ export class LanguageModel implements Disposable {
   }
 }
 
+/** Promise.all that fails only when none runs any more: nobody works on what is freed then. */
+async function allSettled<T extends unknown[]>(...work: { [K in keyof T]: Promise<T[K]> }): Promise<T> {
+  const failed = (await Promise.allSettled(work)).find((result) => result.status === "rejected");
+  if (failed) throw (failed as PromiseRejectedResult).reason;
+  return Promise.all(work) as Promise<T>;
+}
+
 function checkLoadOptions(options: LoadOptions): void {
   if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object", options);
   checkSignal("options.signal", options.signal);
@@ -200,11 +207,12 @@ export async function loadModel(nameOrPath: string, options: LoadOptions = {}): 
   const total = [...file.tensors.values()].reduce((sum, tensor) => sum + tensor.byteLength, 0);
   const loader = new WeightLoader(file, { signal, threads: options.threads, onBytes: (loaded) => onProgress?.({ stage: "weights", loaded: Math.min(loaded, total), total }) });
   try {
-    const decoder = await loadDecoder(description, loader);
+    // The tokenizer is made of JavaScript in small slices: it fits between the native work of the weights.
     onProgress?.({ stage: "tokenizer", loaded: 0, total: 0 });
-    const tokenizer = await createTokenizer(file, { signal });
+    const [decoder, tokenizer, template] = await allSettled(loadDecoder(description, loader), createTokenizer(file, { signal }), chatTemplateOf(file));
+    loader.finish();
     const contextLength = Math.min(options.contextLength ?? Infinity, description.config.contextLength);
-    return new LanguageModel({ file, decoder, loader, tokenizer, template: await chatTemplateOf(file), contextLength, loadMs: performance.now() - started, options });
+    return new LanguageModel({ file, decoder, loader, tokenizer, template, contextLength, loadMs: performance.now() - started, options });
   } catch (error) {
     loader.release();
     throw error;

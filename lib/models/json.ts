@@ -29,7 +29,7 @@ export interface JsonOptions {
   readonly offset?: number;
   /** Refuse integers above 2^53 − 1 in magnitude, which JavaScript would round. */
   readonly safeIntegers?: boolean;
-  /** Keys whose values are read as JsonTable: objects of numbers, lists of strings or of pairs of strings. Equal keys are not looked for in them. */
+  /** Keys whose values are read as JsonTable: objects of numbers, lists of strings, of pairs of strings or (the numbers are dropped) of a string and a number. Equal keys are not looked for in them. */
   readonly tables?: ReadonlySet<string>;
 }
 
@@ -137,20 +137,22 @@ class JsonParser {
         this.#entry(builder);
         if (this.#skip() !== COLON) throw this.#fail("Expected : after a key");
         this.#at++;
-        this.#skip();
-        const at = this.#at, number = this.#word();
-        if (typeof number !== "number") throw this.#fail("Expected a number", at);
-        builder.end(number);
+        builder.end(this.#number());
       } else if (this.#skip() === OPEN_LIST) {
         this.#at++;
         this.#entry(builder);
-        builder.join();
-        if (this.#skip() !== COMMA) throw this.#fail("Expected two strings");
+        if (this.#skip() !== COMMA) throw this.#fail("Expected two values");
         this.#at++;
-        this.#entry(builder);
-        if (this.#skip() !== CLOSE_LIST) throw this.#fail("Expected two strings");
+        let number = 0;
+        if (this.#skip() === QUOTE) {
+          builder.join();
+          this.#entry(builder);
+        } else {
+          number = this.#number();
+        }
+        if (this.#skip() !== CLOSE_LIST) throw this.#fail("Expected two values");
         this.#at++;
-        builder.end(0);
+        builder.end(number);
       } else {
         this.#entry(builder);
         builder.end(0);
@@ -161,6 +163,13 @@ class JsonParser {
       if (next !== COMMA) throw this.#fail("Expected , or the end", this.#at - 1);
     }
     return false;
+  }
+
+  #number(): number {
+    const first = this.#skip(), at = this.#at;
+    const number = first === QUOTE ? undefined : this.#word();
+    if (typeof number !== "number") throw this.#fail("Expected a number", at);
+    return number;
   }
 
   #entry(builder: TableBuilder): void {

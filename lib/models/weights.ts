@@ -1,4 +1,4 @@
-import { ModelFormatError } from "../errors.js";
+import { ModelFormatError, TokenloomError } from "../errors.js";
 import { callNative, dtypeCode, native, storageCode, type NativeHandle } from "../native.js";
 import { schedule } from "../schedule.js";
 import type { WeightPart } from "./config.js";
@@ -43,18 +43,25 @@ export class WeightLoader {
   private loaded = 0;
   private readonly packed = new Map<string, Promise<PackedWeight>>();
 
-  constructor(private readonly file: ModelFile, private readonly options: LoadOptions) {}
+  readonly path: string;
+  private file: ModelFile | undefined;
 
-  get path(): string {
-    return this.file.path;
+  constructor(file: ModelFile, private readonly options: LoadOptions) {
+    this.file = file;
+    this.path = file.path;
+  }
+
+  private entry(name: string): TensorEntry {
+    if (!this.file) throw new TokenloomError("TL_INTERNAL", "This loader has finished");
+    return entryOf(this.file, name);
   }
 
   storageOf(part: WeightPart): StorageType {
-    return entryOf(this.file, part.tensor).type;
+    return this.entry(part.tensor).type;
   }
 
   wholeTensor(name: string): WeightPart {
-    return { tensor: name, rowBegin: 0, rowEnd: entryOf(this.file, name).shape[0]! };
+    return { tensor: name, rowBegin: 0, rowEnd: this.entry(name).shape[0]! };
   }
 
   /** Rows of the parts, one after another, as one weight. All parts are of one storage type. The same parts load once. */
@@ -67,11 +74,11 @@ export class WeightLoader {
 
   private async load(parts: readonly WeightPart[]): Promise<PackedWeight> {
     const stored = parts.map((part) => {
-      const entry = entryOf(this.file, part.tensor);
+      const entry = this.entry(part.tensor);
       const rowBytes = entry.byteLength / entry.shape[0]!;
       return { path: entry.file, offset: entry.offset + part.rowBegin * rowBytes, rows: part.rowEnd - part.rowBegin, storage: this.code(entry), rowBytes };
     });
-    const first = entryOf(this.file, parts[0]!.tensor), columns = first.shape[1]!;
+    const first = this.entry(parts[0]!.tensor), columns = first.shape[1]!;
     const { handle, bytes } = await this.read(first, (threads, cancel) => native.loadWeight(stored, columns, threads, cancel));
     this.handles.push(handle);
     this.bytes += bytes;
@@ -82,7 +89,7 @@ export class WeightLoader {
 
   /** A tensor's numbers in f32. */
   async numbers(name: string): Promise<Float32Array> {
-    const entry = entryOf(this.file, name), length = entry.shape.reduce((product, dim) => product * dim, 1);
+    const entry = this.entry(name), length = entry.shape.reduce((product, dim) => product * dim, 1);
     const values = await schedule(() => native.loadVector({ path: entry.file, offset: entry.offset, rows: 1, storage: this.code(entry) }, length), this.options);
     this.report(entry.byteLength);
     return values;
@@ -124,8 +131,14 @@ export class WeightLoader {
     this.options.onBytes?.(this.loaded);
   }
 
+  /** Lets go of what only loading needs: a file's metadata can be megabytes. */
+  finish(): void {
+    this.packed.clear();
+    this.file = undefined;
+  }
+
   release(): void {
     for (const handle of this.handles.splice(0)) native.release(handle);
-    this.packed.clear();
+    this.finish();
   }
 }

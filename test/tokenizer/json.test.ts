@@ -89,11 +89,16 @@ t.test("refuses what it does not know", async (t) => {
   const refused: [Json, RegExp][] = [
     [{ ...base, model: { ...model, type: "Unigram" } }, /BPE or WordPiece for the tokenizer's model but received Unigram/],
     [{ ...base, model: undefined }, /an object for model/],
-    [{ ...base, model: { ...model, vocab: { a: "b" } } }, /a number for the token "a"/],
+    [{ ...base, model: { ...model, vocab: { a: "b" } } }, /Expected a number in the JSON/],
     [{ ...base, model: { ...model, vocab: { a: 1e9 } } }, /token in 0 … /],
     [{ ...base, model: { ...model, vocab: { a: -1 } } }, /token in 0 … /],
-    [{ ...base, model: { ...model, merges: [["a"]] } }, /two strings for merge 0/],
-    [{ ...base, model: { ...model, merges: 3 } }, /a list for merges/],
+    [{ ...base, model: { ...model, merges: [["a"]] } }, /Expected two values in the JSON/],
+    [{ ...base, model: { ...model, merges: 3 } }, /an object or a list in the JSON/],
+    [{ ...base, model: { ...model, merges: { a: 3 } } }, /a list for merges/],
+    [{ ...base, model: { ...model, merges: undefined } }, /a list for merges/],
+    [{ ...base, model: { ...model, vocab: ["a"] } }, /an object for vocab/],
+    [{ ...base, model: { ...model, vocab: { a: 0, b: 0 } } }, /id once but two tokens have 0/],
+    [{ ...base, model: { ...model, type: "Unigram", vocab: [["a", -1.5]] } }, /received Unigram/],
     [{ ...base, model: { ...model, end_of_word_suffix: "</w>" } }, /end_of_word_suffix/],
     [{ ...base, pre_tokenizer: { type: "Magic" } }, /known pre_tokenizer but received \{"type":"Magic"\}/],
     [{ ...base, pre_tokenizer: { type: "Split", pattern: { Regex: "(" }, behavior: "Isolated", invert: false } }, /expression that JavaScript can express/],
@@ -101,6 +106,8 @@ t.test("refuses what it does not know", async (t) => {
     [{ ...base, added_tokens: [{ id: 1 }] }, /id and content/],
   ];
   for (const [json, message] of refused) await t.rejects(tokenizerOf(folder, json), { name: "ModelFormatError", message });
+  folder.write("tokenizer.json", JSON.stringify(base).replace('"vocab":{', '"vocab":{"\\u0041":800,'));
+  await t.rejects(createTokenizer(await openModel(folder.path)), { name: "ModelFormatError", message: /token once but tokens \d+ and 800 are both "A"/ });
   folder.write("tokenizer.json", '{"a":1,"a":2}');
   await t.rejects(createTokenizer(await openModel(folder.path)), { name: "ModelFormatError", message: /key once but "a"/ });
   const bare = scratch(t);
