@@ -123,7 +123,7 @@ void pattentionTile(const Tile& tile) {
   std::memset(tile.space.out, 0, size_t(rows * stride) * sizeof(float));
   Visible visible[kGroupRows];
   for (int64_t key = 0; key < unit.keys; key += kBlockKeys) {
-    PassingBlock block(unit.source, key, int(std::min<int64_t>(unit.keys - key, kBlockKeys)), tile.space.block);
+    PassingBlock block(unit.source, key, unit.keys, tile.space.block);
     const Cover cover = scoreGroup(tile, block, key, 0, rows, visible);
     for (int r = 0; r < rows; ++r) {
       F32 sum = zero();
@@ -137,7 +137,7 @@ void pattentionTile(const Tile& tile) {
     }
   }
   for (int64_t key = 0; key < unit.keys; key += kBlockKeys) {
-    PassingBlock block(unit.source, key, int(std::min<int64_t>(unit.keys - key, kBlockKeys)), tile.space.block);
+    PassingBlock block(unit.source, key, unit.keys, tile.space.block);
     const Cover cover = scoreGroup(tile, block, key, 0, rows, visible);
     for (int r = 0; r < rows; ++r) {
       const F32 scale = broadcast(squares[r] == 0 ? 0.0f : float(std::sqrt(double(unit.keys) / squares[r])));

@@ -304,7 +304,7 @@ inline bool tileAgainstChunk(const Tile& tile, int64_t chunk) {
     if (inPlace && source.element == DType::f16) tileAgainstBlock(tile, PageBlock<f16>(source, key, count, keys), key);
     else if (inPlace && source.element == DType::bf16) tileAgainstBlock(tile, PageBlock<bf16>(source, key, count, keys), key);
     else if (inPlace) tileAgainstBlock(tile, PageBlock<float>(source, key, count, keys), key);
-    else if (tile.rows <= kGroupRows) tileAgainstBlock(tile, PassingBlock(source, key, count, tile.space.block), key);
+    else if (tile.rows <= kGroupRows) tileAgainstBlock(tile, PassingBlock(source, key, keys, tile.space.block), key);
     else tileAgainstBlock(tile, LoadedBlock(source, key, count, tile.space.block), key);
   }
   return started;

@@ -142,7 +142,7 @@ void stickTile(const Tile& tile, const StickBreakingArgs& args, int64_t index) {
         Source piece = unit.source;  // kTileWidth columns of one row
         piece.values.data += d * int64_t(elementBytes(piece.element));
         piece.valueDim = std::min<int64_t>(tile.problem.valueDim - d, kTileWidth);
-        loadValuePanel(piece, position, 1, value);
+        loadValuePanel(piece, position, 1, Ahead{}, value);
         for (int i = 0; i < kTileWidth; i += kLanes) store(sums + d + i, mulAdd(load(value + i), broadcast(remainder), load(sums + d + i)));
       }
     }

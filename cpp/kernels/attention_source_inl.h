@@ -37,11 +37,12 @@ struct Source {
 
 inline int64_t paddedDim(int64_t dim) { return roundUp(dim, kTileWidth); }
 
-// Readers of one row: kLanes elements from dimension d on; past `part` zero.
+// Readers of one row: kLanes elements from dimension d on; past `part` zero. offset(d): the byte where dimension d lies.
 template <typename T> struct FloatReader {
   const T* at;
   void open(const Source& source, const Rows& rows, int64_t key) { at = reinterpret_cast<const T*>(source.row(rows, key)); }
-  F32 operator()(int64_t d, int part) const { return part == kLanes ? load(at + d) : loadPart(at + d, part); }
+  TL_INLINE F32 operator()(int64_t d, int part) const { return part == kLanes ? load(at + d) : loadPart(at + d, part); }
+  static int64_t offset(int64_t d) { return d * int64_t(sizeof(T)); }
 };
 
 struct Int8Reader {
@@ -51,12 +52,13 @@ struct Int8Reader {
     at = reinterpret_cast<const int8_t*>(source.row(rows, key));
     scale = rows.scale[key * rows.scaleRow];
   }
-  F32 operator()(int64_t d, int part) const {
+  TL_INLINE F32 operator()(int64_t d, int part) const {
     if (part == kLanes) return mul(loadBytes(at + d), broadcast(scale));
     int8_t lanes[kLanes] = {};
     std::memcpy(lanes, at + d, size_t(part));
     return mul(loadBytes(lanes), broadcast(scale));
   }
+  static int64_t offset(int64_t d) { return d; }
 };
 
 struct Int4Reader {
@@ -67,7 +69,7 @@ struct Int4Reader {
     scale = rows.scale + key * rows.scaleRow;
     minimum = rows.minimum + key * rows.scaleRow;
   }
-  F32 operator()(int64_t d, int part) const {
+  TL_INLINE F32 operator()(int64_t d, int part) const {
     int8_t lanes[kLanes] = {};
     for (int i = 0; i < part; i += 2) {
       const uint8_t pair = at[(d + i) / 2];
@@ -77,42 +79,74 @@ struct Int4Reader {
     const F32 value = mulAdd(loadBytes(lanes), broadcast(scale[d / kInt4Group]), broadcast(minimum[d / kInt4Group]));
     return part == kLanes ? value : select(firstLanes(part), value, zero());
   }
+  static int64_t offset(int64_t d) { return d / 2; }
 };
 
-// Keys first … first + count − 1 as [headDim][32]; lanes past them are zero.
-template <typename Reader> void transposeKeys(const Source& source, int64_t first, int count, float* panel) {
-  for (int j = 0; j < kPanelKeys; j += kLanes) {
-    Reader readers[kLanes] = {};
-    for (int i = 0; i < kLanes && j + i < count; ++i) readers[i].open(source, source.keys, first + j + i);
-    for (int64_t d = 0; d < source.headDim; d += kLanes) {
-      const int part = int(std::min<int64_t>(source.headDim - d, kLanes));
-      F32 square[kLanes];
+// What to fetch into the cache while a panel is loaded: the same keys' rows somewhere else. rows null = nothing.
+struct Ahead {
+  const Rows* rows = nullptr;
+  int64_t first = 0, keys = 0;  // the key that goes with the panel's first, and how many there are in all
+  const std::byte* row(const Source& source, int j) const { return rows && first + j < keys ? source.row(*rows, first + j) : nullptr; }
+};
+
+template <typename Reader, int Known> void transposeColumns(const Reader* readers, int known, const std::byte* const* ahead, int64_t headDim, float* panel) {
+  const int count = Known ? Known : known;
+  for (int64_t d = 0; d < headDim; d += kLanes) {
+    const int part = int(std::min<int64_t>(headDim - d, kLanes));
+    F32 square[kLanes];
+    if (ahead && Reader::offset(d) % 64 < Reader::offset(kLanes))
+      for (int i = 0; i < count; ++i) prefetch(ahead[i] + Reader::offset(d));
+    float* to = panel + d * kPanelKeys;
+    if (Known && part == kLanes) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) square[i] = j + i < count ? readers[i](d, part) : zero();
+      for (int i = 0; i < kLanes; ++i) square[i] = readers[i](d, kLanes);
       transpose(square);
-      float* to = panel + d * kPanelKeys + j;
-      if (part == kLanes) {
 #pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) store(to + i * kPanelKeys, square[i]);
-      } else {
-        for (int i = 0; i < part; ++i) store(to + i * kPanelKeys, square[i]);
-      }
+      for (int i = 0; i < kLanes; ++i) store(to + i * kPanelKeys, square[i]);
+    } else {
+      for (int i = 0; i < kLanes; ++i) square[i] = i < count ? readers[i](d, part) : zero();
+      transpose(square);
+      for (int i = 0; i < part; ++i) store(to + i * kPanelKeys, square[i]);
     }
   }
 }
 
+// Keys first … first + count − 1 as [headDim][32]; lanes past them are zero.
+template <typename Reader> void transposeKeys(const Source& source, int64_t first, int count, const Ahead& ahead, float* panel) {
+  for (int j = 0; j < kPanelKeys; j += kLanes) {
+    Reader readers[kLanes] = {};
+    const std::byte* later[kLanes];
+    const int known = std::clamp(count - j, 0, kLanes);
+    bool fetch = ahead.rows != nullptr;
+    for (int i = 0; i < known; ++i) {
+      readers[i].open(source, source.keys, first + j + i);
+      fetch &= (later[i] = ahead.row(source, j + i)) != nullptr;
+    }
+    if (known == kLanes) transposeColumns<Reader, kLanes>(readers, known, fetch ? later : nullptr, source.headDim, panel + j);
+    else transposeColumns<Reader, 0>(readers, known, nullptr, source.headDim, panel + j);
+  }
+}
+
 // Values as [columns / kTileWidth][32][kTileWidth]; past valueDim and past the last key zero.
-template <typename Open> void spreadValues(int64_t valueDim, int count, float* panel, Open open) {
-  const int64_t whole = valueDim / kLanes * kLanes, padded = paddedDim(valueDim);
-  for (int j = 0; j < kPanelKeys; ++j) {
-    const auto at = [&](int64_t d) { return panel + d / kTileWidth * (kPanelKeys * kTileWidth) + j * kTileWidth + d % kTileWidth; };
+template <typename Reader, typename Open> void spreadValues(const Source& source, int count, const Ahead& ahead, float* panel, Open open) {
+  constexpr int64_t column = kPanelKeys * kTileWidth;
+  const int64_t whole = source.valueDim / kTileWidth * kTileWidth;
+  for (int j = 0; j < kPanelKeys; ++j, panel += kTileWidth) {
+    float* to = panel;
     if (j >= count) {
-      for (int64_t d = 0; d < padded; d += kLanes) store(at(d), zero());
+      for (int64_t d = 0; d < source.valueDim; d += kTileWidth, to += column)
+        for (int v = 0; v < kTileVectors; ++v) store(to + v * kLanes, zero());
       continue;
     }
-    const auto reader = open(j);
-    for (int64_t d = 0; d < whole; d += kLanes) store(at(d), reader(d, kLanes));
-    for (int64_t d = whole; d < padded; d += kLanes) store(at(d), d < valueDim ? reader(d, int(valueDim - d)) : zero());
+    const Reader reader = open(j);
+    if (const std::byte* later = ahead.row(source, j))
+      for (int64_t at = 0; at < Reader::offset(source.valueDim); at += 64) prefetch(later + at);
+    for (int64_t d = 0; d < whole; d += kTileWidth, to += column)
+#pragma GCC unroll 4
+      for (int v = 0; v < kTileVectors; ++v) store(to + v * kLanes, reader(d + v * kLanes, kLanes));
+    if (whole == source.valueDim) continue;
+    for (int64_t d = whole; d < whole + kTileWidth; d += kLanes)
+      store(to + d - whole, d < source.valueDim ? reader(d, int(std::min<int64_t>(source.valueDim - d, kLanes))) : zero());
   }
 }
 
@@ -121,40 +155,40 @@ template <typename T> void pageKeysToPanel(const Source& source, int64_t first, 
   for (int64_t i = 0; i < source.headDim * kPanelKeys; i += kLanes) store(panel + i, load(from + i));
 }
 
-inline void loadKeyPanel(const Source& source, int64_t first, int count, float* panel) {
+inline void loadKeyPanel(const Source& source, int64_t first, int count, const Ahead& ahead, float* panel) {
   if (source.pages) {
     if (source.element == DType::f16) pageKeysToPanel<f16>(source, first, panel);
     else if (source.element == DType::bf16) pageKeysToPanel<bf16>(source, first, panel);
     else pageKeysToPanel<float>(source, first, panel);
-  } else if (source.quantized == Quantized::int8) transposeKeys<Int8Reader>(source, first, count, panel);
-  else if (source.quantized == Quantized::int4) transposeKeys<Int4Reader>(source, first, count, panel);
-  else if (source.element == DType::f16) transposeKeys<FloatReader<f16>>(source, first, count, panel);
-  else if (source.element == DType::bf16) transposeKeys<FloatReader<bf16>>(source, first, count, panel);
-  else transposeKeys<FloatReader<float>>(source, first, count, panel);
+  } else if (source.quantized == Quantized::int8) transposeKeys<Int8Reader>(source, first, count, ahead, panel);
+  else if (source.quantized == Quantized::int4) transposeKeys<Int4Reader>(source, first, count, ahead, panel);
+  else if (source.element == DType::f16) transposeKeys<FloatReader<f16>>(source, first, count, ahead, panel);
+  else if (source.element == DType::bf16) transposeKeys<FloatReader<bf16>>(source, first, count, ahead, panel);
+  else transposeKeys<FloatReader<float>>(source, first, count, ahead, panel);
 }
 
 template <typename T> void pageValuesToPanel(const Source& source, int64_t first, int count, float* panel) {
   const T* from = source.pageValues<T>(first / kPanelKeys);
-  spreadValues(source.valueDim, count, panel, [&](int j) { return FloatReader<T>{from + j * source.valueDim}; });
+  spreadValues<FloatReader<T>>(source, count, Ahead{}, panel, [&](int j) { return FloatReader<T>{from + j * source.valueDim}; });
 }
-template <typename Reader> void rowValuesToPanel(const Source& source, int64_t first, int count, float* panel) {
-  spreadValues(source.valueDim, count, panel, [&](int j) {
+template <typename Reader> void rowValuesToPanel(const Source& source, int64_t first, int count, const Ahead& ahead, float* panel) {
+  spreadValues<Reader>(source, count, ahead, panel, [&](int j) {
     Reader reader;
     reader.open(source, source.values, first + j);
     return reader;
   });
 }
 
-inline void loadValuePanel(const Source& source, int64_t first, int count, float* panel) {
+inline void loadValuePanel(const Source& source, int64_t first, int count, const Ahead& ahead, float* panel) {
   if (source.pages) {
     if (source.element == DType::f16) pageValuesToPanel<f16>(source, first, count, panel);
     else if (source.element == DType::bf16) pageValuesToPanel<bf16>(source, first, count, panel);
     else pageValuesToPanel<float>(source, first, count, panel);
-  } else if (source.quantized == Quantized::int8) rowValuesToPanel<Int8Reader>(source, first, count, panel);
-  else if (source.quantized == Quantized::int4) rowValuesToPanel<Int4Reader>(source, first, count, panel);
-  else if (source.element == DType::f16) rowValuesToPanel<FloatReader<f16>>(source, first, count, panel);
-  else if (source.element == DType::bf16) rowValuesToPanel<FloatReader<bf16>>(source, first, count, panel);
-  else rowValuesToPanel<FloatReader<float>>(source, first, count, panel);
+  } else if (source.quantized == Quantized::int8) rowValuesToPanel<Int8Reader>(source, first, count, ahead, panel);
+  else if (source.quantized == Quantized::int4) rowValuesToPanel<Int4Reader>(source, first, count, ahead, panel);
+  else if (source.element == DType::f16) rowValuesToPanel<FloatReader<f16>>(source, first, count, ahead, panel);
+  else if (source.element == DType::bf16) rowValuesToPanel<FloatReader<bf16>>(source, first, count, ahead, panel);
+  else rowValuesToPanel<FloatReader<float>>(source, first, count, ahead, panel);
 }
 
 // How the loop comes to a block: `needKeys` and `needValues` are called before a panel is used.
@@ -169,8 +203,8 @@ struct LoadedBlock : Block<float> {
       float* v = valueSpace + p * kPanelKeys * paddedDim(source.valueDim);
       keys[p] = k;
       this->values[p] = v;
-      loadKeyPanel(source, first + p * kPanelKeys, std::min(count - p * kPanelKeys, kPanelKeys), k);
-      if (values) loadValuePanel(source, first + p * kPanelKeys, std::min(count - p * kPanelKeys, kPanelKeys), v);
+      loadKeyPanel(source, first + p * kPanelKeys, std::min(count - p * kPanelKeys, kPanelKeys), Ahead{}, k);
+      if (values) loadValuePanel(source, first + p * kPanelKeys, std::min(count - p * kPanelKeys, kPanelKeys), Ahead{}, v);
     }
     valueRow = kTileWidth;
     valueColumn = kPanelKeys * kTileWidth;
@@ -179,19 +213,25 @@ struct LoadedBlock : Block<float> {
   void needValues(int) {}
 };
 
-// Few rows: one panel at a time goes through the first-level cache.
+// Few rows: one panel at a time goes through the first-level cache. While keys are loaded this block's values are fetched,
+// while values are loaded the next block's keys.
 struct PassingBlock : Block<float> {
   static constexpr bool kPanelwise = true;
-  PassingBlock(const Source& from, int64_t firstKey, int keyCount, float* to) : source(from), first(firstKey), count(keyCount), space(to) {
+  PassingBlock(const Source& from, int64_t firstKey, int64_t keyCount, float* to) : source(from), first(firstKey), allKeys(keyCount), space(to) {
     for (int p = 0; p < kBlockPanels; ++p) keys[p] = values[p] = space;
     valueRow = kTileWidth;
     valueColumn = kPanelKeys * kTileWidth;
   }
-  void needKeys(int p) { loadKeyPanel(source, first + p * kPanelKeys, std::min(count - p * kPanelKeys, kPanelKeys), space); }
-  void needValues(int p) { loadValuePanel(source, first + p * kPanelKeys, std::min(count - p * kPanelKeys, kPanelKeys), space); }
+  void needKeys(int p) {
+    const int64_t key = first + p * kPanelKeys;
+    loadKeyPanel(source, key, int(std::min<int64_t>(allKeys - key, kPanelKeys)), Ahead{&source.values, key, allKeys}, space);
+  }
+  void needValues(int p) {
+    const int64_t key = first + p * kPanelKeys;
+    loadValuePanel(source, key, int(std::min<int64_t>(allKeys - key, kPanelKeys)), Ahead{&source.keys, key + kBlockKeys, allKeys}, space);
+  }
   const Source& source;
-  const int64_t first;
-  const int count;
+  const int64_t first, allKeys;
   float* space;
 };
 
