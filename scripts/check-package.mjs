@@ -65,7 +65,7 @@ check("require", () => `: ${node("-p", 'require("tokenloom").systemInfo().isa').
 check("import", () => `: ${node("--input-type=module", "-e", 'import { systemInfo } from "tokenloom"; console.log(systemInfo().isa)').trim()}`);
 check("types of both", () => {
   for (const name of ["use.mts", "use.cts"]) writeFileSync(join(folder, name), source);
-  node(join(root, "node_modules", "typescript", "bin", "tsc"), "--noEmit", "--strict", "--module", "nodenext", "--target", "es2022", "--lib", "es2023,esnext.disposable", "--types", "node", "use.mts", "use.cts");
+  node(join(root, "node_modules", "typescript", "bin", "tsc"), "--ignoreConfig", "--noEmit", "--strict", "--module", "nodenext", "--target", "es2022", "--lib", "es2023,esnext.disposable", "--types", "node", "use.mts", "use.cts");
 });
 check("command line", () => `: ${node(join(installed, "dist/esm/cli/main.js"), "info", "--devices").split("\n")[0]}`);
 check("tiny model", () => {

@@ -1,5 +1,5 @@
 // Speed of the matmul kernels: GMAC/s for prompts, GB/s of weights for decoding beside the memory's own read rate.
-// Usage: matmul_bench [isa] [threads]
+// Usage: matmul_bench [isa] [threads] [part of a case's name]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -109,22 +109,24 @@ void decode(const tl::KernelTable& table, tl::Context& context, const Case& shap
   std::printf(n == 1 ? "  %3.0f %% of memory\n" : "\n", rate / roof * 100);
 }
 
-// What plain reads of memory reach, GB/s, all threads.
+// What plain reads of memory reach, GB/s, all threads: four streams each, which one core needs to get the most.
 double readRate(tl::Context& context, int threads) {
-  const int64_t bytes = int64_t(192) << 20, part = bytes / 64;
-  tl::Buffer buffer(size_t(bytes), tl::Owner::tensor);
-  std::memset(buffer.as(), 1, size_t(bytes));
+  constexpr int64_t kBytes = int64_t(192) << 20, kPart = kBytes / 64, kStream = kPart / 4 / int64_t(sizeof(uint64_t));
+  tl::Buffer buffer(size_t(kBytes), tl::Owner::tensor);
+  std::memset(buffer.as(), 1, size_t(kBytes));
   volatile uint64_t sink = 0;
   const double seconds = best(1.0, [&] {
     context.pool.parallelFor(64, 64 / (8 * threads), [&](int64_t begin, int64_t end, int) {
-      const auto* p = reinterpret_cast<const uint64_t*>(buffer.as() + begin * part);
-      uint64_t sum[4] = {};
-      for (int64_t i = 0; i < (end - begin) * part / 8; i += 8)
-        for (int64_t j = 0; j < 4; ++j) sum[j] += p[i + 2 * j];
-      sink = sum[0] + sum[1] + sum[2] + sum[3];
+      for (int64_t part = begin; part < end; ++part) {
+        const auto* p = reinterpret_cast<const uint64_t*>(buffer.as() + part * kPart);
+        uint64_t sum[4] = {};
+        for (int64_t i = 0; i < kStream; i += 8)  // one word of every cache line
+          for (int64_t stream = 0; stream < 4; ++stream) sum[stream] += p[stream * kStream + i];
+        sink = sum[0] + sum[1] + sum[2] + sum[3];
+      }
     });
   });
-  return double(bytes) / seconds * 1e-9;
+  return double(kBytes) / seconds * 1e-9;
 }
 
 }  // namespace

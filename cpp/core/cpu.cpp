@@ -52,7 +52,8 @@ Features detect() {
   if (!bit(one.c, 27)) return {};  // OSXSAVE
   const uint64_t state = enabledState();
   Features f{};
-  f.avx2 = (state & 6) == 6 && bit(one.c, 28) && bit(one.c, 12) && bit(one.c, 29) && bit(seven.b, 5);  // AVX FMA F16C AVX2
+  f.avx2 = (state & 6) == 6 && bit(one.c, 28) && bit(one.c, 12) && bit(one.c, 29) && bit(seven.b, 5) &&  // AVX FMA F16C AVX2
+           bit(seven.b, 3) && bit(seven.b, 8) && bit(one.c, 23);                                    // BMI BMI2 POPCNT
   f.avx512 = f.avx2 && (state & 0xe6) == 0xe6 && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) && bit(seven.b, 31) &&
              bit(seven.c, 11);  // F DQ BW VL VNNI
   f.bf16 = f.avx512 && bit(sevenOne.a, 5);

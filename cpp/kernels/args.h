@@ -43,7 +43,7 @@ struct MatmulArgs { View x, weight, bias, residual, out; };
 // The cosines and sines of a step, made once and shared by all layers. positions i32 [n]; frequencies i64 [dim/2] holding
 // the bits of doubles (f32 angles are off by 1e-3 near position 5,000); out [n, dim] = cos | sin, both times `magnitude`.
 struct RopeTableArgs { View positions, frequencies, out; double magnitude; };
-// Rotates x [n, heads, headDim] in place by table [n, dim]; elements past dim stay. interleaved: pairs (2i, 2i+1), else
+// Rotates x [n, heads, headDim] by table [n, dim] into out, x itself allowed; elements past dim are copied. interleaved: pairs (2i, 2i+1), else
 // (i, i + dim/2). (arXiv 2104.09864)
 struct RopeArgs { View x, table, out; double interleaved; };
 // RMS norm of each head of x [n, heads, headDim] by weight [headDim], in place (Qwen3, Gemma 3).

@@ -15,7 +15,7 @@ constexpr int kPanelVectors = kPanelKeys / kLanes;
 constexpr int kTileVectors = kVectors == 32 && kLanes == 4 ? 4 : 2;
 constexpr int kTileWidth = kTileVectors * kLanes;        // value columns side by side
 constexpr int kRows = !kFusedMulAdd ? 2 : kVectors == 32 && kTileVectors == 2 ? 12 : 6;  // accumulators fill the registers
-constexpr int kGroupRows = 36;                           // rows that use a panel while it is in the first-level cache
+constexpr int kGroupRows = 24;                           // rows that use a panel while it is in the first-level cache
 constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 

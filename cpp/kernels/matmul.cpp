@@ -117,18 +117,10 @@ TL_INLINE void dotBlock(const Source (&source)[Groups], const TokenRow (&x)[Toke
   }
 }
 
-// sums[Tokens][Groups][kLanes] += the products of blocks [0, blocks) of from and x.
+// sum += the products of blocks [0, blocks) of source and x, of rows of `all` blocks.
 template <typename Source, int Groups, int Tokens>
-TL_INLINE void tile(const Source (&from)[Groups], const TokenRow (&rows)[Tokens], int64_t blocks, int64_t all, float* sums) {
+TL_INLINE void tile(const Source (&source)[Groups], const TokenRow (&x)[Tokens], int64_t blocks, int64_t all, F32 (&sum)[Tokens][Groups]) {
   constexpr int kParts = Source::kParts;
-  Source source[Groups];  // copies, so that no store seems to change them
-  TokenRow x[Tokens];
-  F32 sum[Tokens][Groups];
-  TL_UNROLL for (int g = 0; g < Groups; ++g) source[g] = from[g];
-  TL_UNROLL for (int t = 0; t < Tokens; ++t) {
-    x[t] = rows[t];
-    TL_UNROLL for (int g = 0; g < Groups; ++g) sum[t][g] = load(sums + (t * Groups + g) * kLanes);
-  }
   for (int64_t block = 0; block < blocks; ++block) {
     typename Source::Kind::Sum dots[kParts][Tokens][Groups];
     dotBlock(source, x, block, all, dots);
@@ -145,7 +137,6 @@ TL_INLINE void tile(const Source (&from)[Groups], const TokenRow (&rows)[Tokens]
       }
     }
   }
-  TL_UNROLL for (int t = 0; t < Tokens; ++t) TL_UNROLL for (int g = 0; g < Groups; ++g) store(sums + (t * Groups + g) * kLanes, sum[t][g]);
 }
 
 // ---- One unit of work: some groups by a range of tokens
@@ -159,7 +150,7 @@ struct Unit {
   const std::byte* group(int g) const {
     return rows.weight->buffer.as() + std::min(firstGroup + g * step, groups - 1) * rows.weight->groupBytes;
   }
-  void prefetchOut(int64_t token, int g) const { prefetch(rows.out + token * rows.outStride + std::min(firstGroup + g * step, groups - 1) * kLanes); }
+  void prefetchOut(int64_t token) const { prefetch(rows.out + token * rows.outStride + firstGroup * kLanes); }
   void finishGroup(int64_t token, int g, F32 sum) const {
     if (firstGroup + g * step < groups) finish(rows, token, firstGroup + g * step, sum);
   }
@@ -169,19 +160,25 @@ struct Unit {
   }
 };
 
-// One tile over blocks [block, block + blocks). Its sums [Tokens][Groups][kLanes] are unset before block 0, and leave after
-// the last one.
+// One tile over blocks [block, block + blocks). Its sums start at 0 before block 0, leave after the last one, and wait in
+// `sums` [Tokens][Groups][kLanes] between.
 template <typename Source, int Groups, int Tokens>
-TL_NOINLINE void sweepTile(const Unit& unit, const Source (&source)[Groups], int64_t block, int64_t blocks, int64_t token, float* sums) {
+TL_NOINLINE void sweepTile(const Unit& unit, const Source (&from)[Groups], int64_t block, int64_t blocks, int64_t token, float* sums) {
+  Source source[Groups];  // copies, so that no store seems to change them
   TokenRow x[Tokens];
-  for (int t = 0; t < Tokens; ++t) x[t] = unit.token(token + t, block);
+  F32 sum[Tokens][Groups];
   const bool last = block + blocks == unit.blocks;
-  for (int t = 0; last && t < Tokens; ++t)
-    for (int g = 0; g < Groups; ++g) unit.prefetchOut(token + t, g);
-  if (block == 0) std::memset(sums, 0, size_t(Tokens * Groups * kVectorBytes));
-  tile<Source, Groups, Tokens>(source, x, blocks, unit.blocks, sums);
-  for (int t = 0; last && t < Tokens; ++t)
-    for (int g = 0; g < Groups; ++g) unit.finishGroup(token + t, g, load(sums + (t * Groups + g) * kLanes));
+  TL_UNROLL for (int g = 0; g < Groups; ++g) source[g] = from[g];
+  TL_UNROLL for (int t = 0; t < Tokens; ++t) {
+    x[t] = unit.token(token + t, block);
+    if (last) unit.prefetchOut(token + t);
+    TL_UNROLL for (int g = 0; g < Groups; ++g) sum[t][g] = block == 0 ? zero() : load(sums + (t * Groups + g) * kLanes);
+  }
+  tile(source, x, blocks, unit.blocks, sum);
+  TL_UNROLL for (int t = 0; t < Tokens; ++t) TL_UNROLL for (int g = 0; g < Groups; ++g) {
+    if (last) unit.finishGroup(token + t, g, sum[t][g]);
+    else store(sums + (t * Groups + g) * kLanes, sum[t][g]);
+  }
 }
 
 template <typename Source, int Groups> void sweepTokens(const Unit& unit, const Source (&source)[Groups], int64_t block, int64_t blocks, int64_t token, int64_t tokens, float* sums) {

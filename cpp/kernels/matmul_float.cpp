@@ -66,22 +66,23 @@ TL_NOINLINE void sweepTile(const Unit& unit, const W* const (&weight)[Groups], i
 }
 
 template <typename W, int Groups> void sweepTokens(const Unit& unit, const W* const (&weight)[Groups], int64_t column, int64_t columns, int64_t token, int64_t tokens, float* sums) {
-  const auto by = [&]<int Tokens>(std::integral_constant<int, Tokens>) {
-    for (; tokens >= Tokens; tokens -= Tokens, token += Tokens, sums += Tokens * Groups * kLanes)
-      sweepTile<W, Groups, Tokens>(unit, weight, column, columns, token, sums);
+  const auto run = [&]<int Tokens>(std::integral_constant<int, Tokens>) {
+    sweepTile<W, Groups, Tokens>(unit, weight, column, columns, token, sums);
+    token += Tokens, tokens -= Tokens, sums += Tokens * Groups * kLanes;
   };
-  if constexpr (Groups == kGroups) {
-    if constexpr (kMaxTokens == 12) by(std::integral_constant<int, 12>{});
-    by(std::integral_constant<int, 6>{});
-    by(std::integral_constant<int, 5>{});
-    by(std::integral_constant<int, 4>{});
-    by(std::integral_constant<int, 3>{});
-    by(std::integral_constant<int, 2>{});
-  } else if constexpr (Groups == 4) {
-    by(std::integral_constant<int, 3>{});
-    by(std::integral_constant<int, 2>{});
+  if constexpr (kMaxTokens == 12 && Groups == kGroups)
+    while (tokens >= 12) run(std::integral_constant<int, 12>{});
+  constexpr int kMost = Groups == kGroups ? 6 : Groups <= 4 ? 3 : 1;
+  while (tokens > 0) {
+    switch (ceilDiv(tokens, ceilDiv(tokens, kMost))) {  // the rest in tiles of about one size
+      case 1: run(std::integral_constant<int, 1>{}); break;
+      case 2: run(std::integral_constant<int, std::min(2, kMost)>{}); break;
+      case 3: run(std::integral_constant<int, std::min(3, kMost)>{}); break;
+      case 4: run(std::integral_constant<int, std::min(4, kMost)>{}); break;
+      case 5: run(std::integral_constant<int, std::min(5, kMost)>{}); break;
+      default: run(std::integral_constant<int, kMost>{}); break;
+    }
   }
-  by(std::integral_constant<int, 1>{});
 }
 
 template <typename W, int Groups> void sweep(const Unit& unit, int64_t token, int64_t tokens, std::byte* scratch) {

@@ -99,7 +99,8 @@ void weighKept(const float* x, int64_t n, Cut cut, float shift, float temperatur
     uint32_t equal = ~(larger | bitsOfLanes(lessThan(v, value))) & lanesUpTo(n - i), kept = larger;
     for (; equal != 0; equal &= equal - 1)
       if (++equalSeen <= cut.equal) kept |= equal & (~equal + 1);
-    storeUpTo(weights + i, select(lanesOfBits(kept), exp(div(sub(v, offset), divisor)), zero()), n - i);
+    const F32 weight = kept == 0 ? zero() : select(lanesOfBits(kept), exp(div(sub(v, offset), divisor)), zero());
+    storeUpTo(weights + i, weight, n - i);
   }
 }
 
@@ -131,10 +132,10 @@ int32_t drawFromAll(const float* x, int64_t n, float maximum, const SampleArgs& 
   if (args.topK > 0 && args.topK < double(n)) cut = cutAtWeight<false>(x, n, cut, nothing, 0, args.topK, scratch.histogram);
   if (args.topP < 1) {
     double total = 0;
-    if (cut.value > nothing) visitKept<true>(x, n, cut, cut.value, maximum, [&](float, double weight) { total += weight; });
+    if (cut.value > nothing) visitKept<true>(x, n, cut, {cut.value, maximum}, maximum, [&](float, double weight) { total += weight; });
     else total = sumOfExp(x, n, maximum);
-    // All that lie below this together weigh at most 1 − topP of the largest alone: the target is reached without them.
-    const float lowest = std::max(cut.value, maximum + float(std::log((1 - args.topP) / double(n))) - 0.01f);
+    // All that lie below this together weigh less than 1 − topP of the total: the target is reached without them.
+    const float lowest = std::max(cut.value, maximum + float(std::log((1 - args.topP) * total / double(n))) - 0.01f);
     cut = cutAtWeight<true>(x, n, cut, lowest, maximum, args.topP * total, scratch.histogram);
   }
   if (args.minP > 0) {

@@ -120,17 +120,27 @@ inline float valueOfKey(uint32_t key) {
   return value;
 }
 
+// As a bound of a range: keys of NaN, which no element has, become the infinities beside them.
+inline float boundOfKey(uint32_t key) {
+  const float value = valueOfKey(key);
+  return value == value ? value : key & 0x80000000u ? std::numeric_limits<float>::infinity() : -std::numeric_limits<float>::infinity();
+}
+
 constexpr int64_t kHistogram = int64_t(1) << 11;
 
-// visit(value, weight) for the elements of x [n] that are at least `lowest` and that `within` keeps, in order; the weight
-// is exp(x − shift) where kByMass, else 1.
-template <bool kByMass, typename Visit> void visitKept(const float* x, int64_t n, Cut within, float lowest, float shift, Visit&& visit) {
-  const F32 floor = broadcast(lowest), offset = broadcast(shift);
+struct Range {
+  float lowest, highest;
+};
+
+// visit(value, weight) for the elements of x [n] that lie in `range` and that `within` keeps, in order; the weight is
+// exp(x − shift) where kByMass, else 1.
+template <bool kByMass, typename Visit> void visitKept(const float* x, int64_t n, Cut within, Range range, float shift, Visit&& visit) {
+  const F32 floor = broadcast(range.lowest), ceiling = broadcast(range.highest), offset = broadcast(shift);
   float weight[kLanes];
   int64_t equalSeen = 0;
   for (int64_t i = 0; i < n; i += kLanes) {
     const F32 v = loadUpTo(x + i, n - i);
-    uint32_t bits = ~bitsOfLanes(lessThan(v, floor)) & lanesUpTo(n - i);
+    uint32_t bits = ~(bitsOfLanes(lessThan(v, floor)) | bitsOfLanes(greaterThan(v, ceiling))) & lanesUpTo(n - i);
     if (bits == 0) continue;
     if (kByMass) store(weight, exp(sub(v, offset)));
     for (; bits != 0; bits &= bits - 1) {
@@ -142,17 +152,18 @@ template <bool kByMass, typename Visit> void visitKept(const float* x, int64_t n
   }
 }
 
-// The cut that keeps the fewest of the largest elements whose weights reach `target` together, of those visitKept gives.
-// Reads the row once a digit of the keys (11, 11, 10 bits), from the top, and once more to divide equal elements.
+// The cut that keeps the fewest of the largest elements whose weights reach `target` together, of those at least `lowest`
+// that `within` keeps. Reads the row once a digit of the keys (11, 11, 10 bits), from the top, and once more to divide
+// equal elements; each time only what the digits before left open is visited.
 template <bool kByMass> Cut cutAtWeight(const float* x, int64_t n, Cut within, float lowest, float shift, double target, double* histogram) {
+  Range range = {lowest, std::numeric_limits<float>::max()};
   uint32_t prefix = 0;
   double above = 0;  // weight of what is larger than all elements with the prefix
   for (int shiftBits = 21, bits = 11; bits > 0;) {
     std::fill(histogram, histogram + kHistogram, 0.0);
-    const int known = shiftBits + bits;
-    visitKept<kByMass>(x, n, within, lowest, shift, [&](float value, double weight) {
-      const uint32_t key = orderedKey(value);
-      if (known == 32 || key >> known == prefix) histogram[(key >> shiftBits) & ((1u << bits) - 1)] += weight;
+    visitKept<kByMass>(x, n, within, range, shift, [&](float value, double weight) {
+      const uint32_t key = orderedKey(value);  // a range that ends at −0 holds +0 too, whose key is beyond it
+      if (shiftBits + bits == 32 || key >> (shiftBits + bits) == prefix) histogram[(key >> shiftBits) & ((1u << bits) - 1)] += weight;
     });
     int digit = -1;  // the last one that has weight where rounding leaves the target out of reach
     for (int d = (1 << bits) - 1; d >= 0; --d) {
@@ -163,13 +174,15 @@ template <bool kByMass> Cut cutAtWeight(const float* x, int64_t n, Cut within, f
     }
     if (digit < 0) return within;
     prefix = prefix << bits | uint32_t(digit);
+    const uint32_t first = prefix << shiftBits, last = first | ((uint32_t(1) << shiftBits) - 1);
+    range = {std::max(range.lowest, boundOfKey(first)), std::min(range.highest, boundOfKey(last))};
     bits = std::min(11, shiftBits);
     shiftBits -= bits;
   }
-  const Cut cut = {valueOfKey(prefix), std::numeric_limits<int64_t>::max()};
+  const float value = valueOfKey(prefix);
   double unit = 0;
-  visitKept<kByMass>(x, n, within, cut.value, shift, [&](float value, double weight) { if (value == cut.value) unit = weight; });
-  return {cut.value, std::max<int64_t>(1, int64_t(std::min(std::ceil((target - above) / unit), 0x1p31)))};
+  visitKept<kByMass>(x, n, within, {value, value}, shift, [&](float, double weight) { unit = weight; });
+  return {value, std::max<int64_t>(1, int64_t(std::min(std::ceil((target - above) / unit), 0x1p31)))};
 }
 
 }  // namespace tl::TL_TARGET

@@ -219,6 +219,25 @@ TEST(Sample, LargeVocabularies) {
   }
 }
 
+// Cuts among equals and at both zeros: what stays is what sorting keeps, ties by index.
+TEST(Sample, CutsBetweenEquals) {
+  for (const KernelTable* table : targets())
+    for (const float level : {0.0f, -0.0f, 1.5f, -2.0f})
+      for (const Options& o : {Options{.topK = 1030}, Options{.topP = 0.4}, Options{.topK = 1030, .topP = 0.999}, Options{.topP = 0.999}}) {
+        SCOPED_TRACE(testing::Message() << isaName(table->isa) << ", level " << level << ", topK " << o.topK << ", topP " << o.topP);
+        Guarded<float> logits(1100, 1);
+        for (int64_t i = 0; i < 1100; ++i) logits[i] = i % 2 ? level : -level == level ? -level : level;
+        for (int64_t i = 0; i < 1100; i += 10) logits[i] = level - 0.5f;
+        for (int64_t i = 5; i < 1100; i += 100) logits[i] = level + 1;
+        const std::vector<double> exact = distributionOf(logits.values(), o);
+        for (int i = 0; i < 300; ++i) {
+          const Drawn drawn = draw(*table, logits, o, i);
+          ASSERT_FALSE(drawn.status);
+          ASSERT_GT(exact[size_t(drawn.token)], 0) << "token " << drawn.token << " was cut off";
+        }
+      }
+}
+
 void checkTopK(const KernelTable& table, Guarded<float>& logits, int64_t n, int64_t k, int threads = 1) {
   const int64_t width = logits.size() / n;
   SCOPED_TRACE(testing::Message() << isaName(table.isa) << ", k " << k << " of " << width);
