@@ -3,7 +3,7 @@
 // measurement in a process of its own, best of `runs`. Prints a table and writes bench/results/llm.json.
 import { execFileSync, fork } from "node:child_process";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
-import { availableParallelism, cpus, totalmem } from "node:os";
+import { availableParallelism, cpus, loadavg, totalmem } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
@@ -70,6 +70,8 @@ const peer = peerVersion();
 const programs = ["tokenloom", ...(peer.version ? ["node-llama-cpp"] : [])];
 if (peer.missing) console.log(`node-llama-cpp is left out: ${peer.missing}\n`);
 const rows = [];
+// What else ran on the machine: above about 0.5 the figures, ratios too, say little.
+const loadBefore = loadavg()[0];
 let details;
 for (const threads of flags.threads.split(",").map(Number)) {
   const bandwidth = await readBandwidth(threads);
@@ -104,6 +106,6 @@ for (const threads of new Set(rows.map((row) => row.threads))) {
   console.log(`\nmemory read with ${threads} thread${threads === 1 ? "" : "s"}: ${number(rows.find((row) => row.threads === threads).bandwidth / 1e9, 1)} GB/s`);
 }
 
-const machine = { cpu: cpus()[0].model.trim(), cores: availableParallelism(), memoryBytes: totalmem(), node: process.version, platform: `${process.platform}-${process.arch}` };
+const machine = { cpu: cpus()[0].model.trim(), cores: availableParallelism(), memoryBytes: totalmem(), loadBefore, node: process.version, platform: `${process.platform}-${process.arch}` };
 mkdirSync(dirname(flags.out), { recursive: true });
 writeFileSync(flags.out, `${JSON.stringify({ date: new Date().toISOString(), commit: commit(), machine, model: flags.model, peer: peer.version ?? null, ...details, rows }, null, 1)}\n`);

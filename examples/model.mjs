@@ -5,7 +5,7 @@ import { SingleBar } from "cli-progress";
 import { loadModel } from "tokenloom";
 
 export const tiny = fileURLToPath(new URL("../models/tiny.gguf", import.meta.url));
-const smollm2 = "SmolLM2-135M-Instruct.Q4_1.gguf";
+const smollm2 = "smollm2-135m-instruct";
 
 /** The model named by TOKENLOOM_MODEL, else SmolLM2 (brought if it is not there yet), else the tiny model of this package. */
 export async function openModel() {

@@ -1,9 +1,13 @@
 // How fast attention is, as a fraction of what the machine can do: f32 multiply-adds for prompts, memory reads for decoding.
-// Usage: attention_bench [threads]. Best of several runs; peak and bandwidth are measured in the same process.
+// Usage: attention_bench [threads] [prompt|decode|variants|cache …]. Best of several runs, peak and bandwidth measured in the
+// same process, each again before its section: a busy host changes both.
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <ctime>
+#include <functional>
 #include <memory>
 #include <random>
 #include <vector>
@@ -66,47 +70,200 @@ double readBandwidth(ThreadPool& pool, int threads) {
   });
 }
 
+struct Machine {
+  Context& context;
+  int threads;
+  double peak = 0, read = 0;
+  void measure() {
+    peak = peakFlops(context.pool, threads);
+    read = readBandwidth(context.pool, threads);
+    std::printf("%s, %d thread(s): f32 peak %.1f GFLOP/s, memory read %.1f GB/s\n", isaName(activeTable().isa), threads, peak / 1e9, read / 1e9);
+  }
+};
+
+const char* nameOf(DType type) { return type == DType::f32 ? "f32" : type == DType::f16 ? "f16" : type == DType::bf16 ? "bf16" : "int8"; }
+
+template <typename Args> void call(Context& context, Op op, const Args& args) {
+  const Status status = activeTable().kernels[size_t(op)](&args, context);
+  if (!status) return;
+  std::printf("%s %s: %s\n", status.op, status.argument, status.message);
+  std::abort();
+}
+
+// Random numbers in any element type.
+struct Numbers {
+  std::vector<std::byte> data;
+  DType dtype;
+  Numbers(int64_t count, DType type) : data(size_t(count) * elementBytes(type)), dtype(type) {
+    std::mt19937 random(3);
+    std::normal_distribution<float> normal;
+    for (int64_t i = 0; i < count; ++i) {
+      const float x = normal(random);
+      if (type == DType::f16) reinterpret_cast<f16*>(data.data())[i] = toF16(x);
+      else if (type == DType::bf16) reinterpret_cast<bf16*>(data.data())[i] = toBf16(x);
+      else if (type == DType::i8) reinterpret_cast<int8_t*>(data.data())[i] = int8_t(x * 40);
+      else reinterpret_cast<float*>(data.data())[i] = x;
+    }
+  }
+  View view(std::vector<int64_t> dims) { return contiguous(data.data(), dtype, int(dims.size()), dims.data()); }
+};
+
+struct Dense {
+  int64_t heads, kvHeads, queries, keys, headDim;
+  DType type;
+  bool causal;
+};
+
+// Seconds of `attention` on [1, heads, queries, headDim]; `change` may alter the operands.
+double dense(Machine& machine, const Dense& d, const std::function<void(AttentionArgs&)>& change = [](AttentionArgs&) {}) {
+  Numbers query(d.heads * d.queries * d.headDim, d.type == DType::i8 ? DType::f32 : d.type), key(d.kvHeads * d.keys * d.headDim, d.type), value(d.kvHeads * d.keys * d.headDim, d.type);
+  Numbers out(d.heads * d.queries * d.headDim, DType::f32), logSumExp(d.heads * d.queries, DType::f32), scale(d.kvHeads * d.keys, DType::f32);
+  AttentionArgs args{};
+  args.query = query.view({1, d.heads, d.queries, d.headDim});
+  args.key = key.view({1, d.kvHeads, d.keys, d.headDim});
+  args.value = value.view({1, d.kvHeads, d.keys, d.headDim});
+  args.out = out.view({1, d.heads, d.queries, d.headDim});
+  args.logSumExp = logSumExp.view({1, d.heads, d.queries});
+  if (d.type == DType::i8) {
+    args.quantized = 1;
+    args.keyScale = args.valueScale = scale.view({1, d.kvHeads, d.keys});
+  }
+  args.causal = d.causal;
+  args.scale = 1 / std::sqrt(double(d.headDim));
+  change(args);
+  return best(d.queries > 500 ? 7 : 20, [&] { call(machine.context, Op::attention, args); });
+}
+
+double flopsOf(const Dense& d) {
+  const double pairs = d.causal ? double(d.keys - d.queries) * double(d.queries) + double(d.queries) * double(d.queries + 1) / 2 : double(d.queries) * double(d.keys);
+  return pairs * double(d.heads * d.headDim) * 4;
+}
+
+void prompts(Machine& machine) {
+  machine.measure();
+  for (const Dense& d : {Dense{8, 8, 2048, 2048, 64, DType::f32, false}, Dense{8, 8, 2048, 2048, 64, DType::f32, true}, Dense{4, 4, 2048, 2048, 128, DType::f32, false},
+                         Dense{4, 4, 2048, 2048, 128, DType::f32, true}, Dense{8, 2, 2048, 2048, 64, DType::bf16, false}, Dense{8, 2, 2048, 2048, 64, DType::f16, true}}) {
+    const double time = dense(machine, d), rate = flopsOf(d) / time;
+    std::printf("prompt %ld/%ld heads of %ld, %ld tokens, %s%s: %.2f ms  %.1f GFLOP/s  %.0f %% of peak\n", long(d.heads), long(d.kvHeads), long(d.headDim), long(d.queries),
+                nameOf(d.type), d.causal ? ", causal" : "", time * 1e3, rate / 1e9, 100 * rate / machine.peak);
+  }
+}
+
+void decodes(Machine& machine) {
+  machine.measure();
+  for (int64_t keys : {4096, 32768})
+    for (DType type : {DType::f32, DType::bf16, DType::i8})
+      for (int64_t heads : {8, 32}) {
+        const Dense d{heads, 8, 1, keys, 128, type, false};
+        const double time = dense(machine, d), rate = double(d.kvHeads * keys * d.headDim * 2) * double(elementBytes(type)) / time;
+        std::printf("decode %ld/8 heads of 128, %ld keys, %s: %.0f us  %.1f GB/s  %.0f %% of read\n", long(heads), long(keys), nameOf(type), time * 1e6, rate / 1e9, 100 * rate / machine.read);
+      }
+}
+
+// What each variant costs over the plain loop, taken in turns.
+void variants(Machine& machine) {
+  machine.measure();
+  const Dense d{8, 8, 2048, 2048, 64, DType::f32, true};
+  Numbers sums(8 * 2048, DType::f32), slopes(8, DType::f32), bias(2048 * 2048, DType::f32);
+  std::vector<int32_t> table(8 * 64), lengths(8, 2048);
+  for (size_t i = 0; i < table.size(); ++i) table[i] = int32_t((i * 37) % table.size());
+  const auto columns = [&](int64_t queries) {
+    return [&sums, queries](AttentionArgs& args) {
+      args.columnSums = sums.view({1, 8, 2048});
+      args.columnQueries = double(queries);
+    };
+  };
+  const int64_t tableDims[] = {1, 8, 64}, lengthDims[] = {1, 8};
+  const std::pair<const char*, std::function<void(AttentionArgs&)>> all[] = {
+      {"soft-cap", [](AttentionArgs& args) { args.softcap = 50; }},
+      {"slopes", [&](AttentionArgs& args) { args.slopes = slopes.view({8}); }},
+      {"dense bias", [&](AttentionArgs& args) { args.bias = bias.view({1, 1, 2048, 2048}); }},
+      {"column sums of 64 queries", columns(64)},
+      {"column sums of all queries", columns(2048)},
+      {"block table, pages of 32", [&](AttentionArgs& args) {
+         args.key = contiguous(args.key.data, DType::f32, 3, std::vector<int64_t>{512, 32, 64}.data());
+         args.value = contiguous(args.value.data, DType::f32, 3, std::vector<int64_t>{512, 32, 64}.data());
+         args.blockTable = contiguous(table.data(), DType::i32, 3, tableDims);
+         args.lengths = contiguous(lengths.data(), DType::i32, 2, lengthDims);
+       }},
+      {"window 256", [](AttentionArgs& args) { args.window = 256; }},
+  };
+  for (const auto& [name, change] : all) {
+    double plain = 1e30, variant = 1e30;
+    for (int turn = 0; turn < 3; ++turn) {
+      plain = std::min(plain, dense(machine, d));
+      variant = std::min(variant, dense(machine, d, change));
+    }
+    std::printf("%s: %.2f ms, plain %.2f ms, ratio %.2f\n", name, variant * 1e3, plain * 1e3, variant / plain);
+  }
+  for (int64_t nodes : {8, 60}) {  // a draft tree over 4,096 cached keys
+    std::vector<int32_t> mask(size_t(nodes * 2), 0);
+    for (int64_t i = 0; i < nodes; ++i)
+      for (int64_t j = i;; j = (j - 1) / 2) {
+        mask[size_t(i * 2 + j / 32)] |= int32_t(uint32_t(1) << (j % 32));
+        if (j == 0) break;
+      }
+    const Dense tree{8, 8, nodes, 4096 + nodes, 64, DType::f32, false};
+    const int64_t maskDims[] = {nodes, 2};
+    const double one = dense(machine, {8, 8, 1, 4096, 64, DType::f32, false});
+    const double time = dense(machine, tree, [&](AttentionArgs& args) {
+      args.maskShape = 2;
+      args.mask = contiguous(mask.data(), DType::i32, 2, maskDims);
+    });
+    std::printf("tree of %ld nodes behind 4096 keys: %.0f us, one token %.0f us, ratio %.2f, %.0f %% of peak\n", long(nodes), time * 1e6, one * 1e6, time / one, 100 * flopsOf(tree) / time / machine.peak);
+  }
+}
+
+// The language model's own ops: cacheAppend and cachedAttention over `layers` caches.
 struct Session {
   std::shared_ptr<KvPool> pool;
   std::unique_ptr<KvCache> cache;
-  std::vector<float> query, key, value, out;
-  int64_t heads, kvHeads, headDim;
-  int layers;
+  int64_t heads, kvHeads, headDim, layers;
 
-  Session(int layerCount, int64_t h, int64_t g, int64_t d, DType element) : heads(h), kvHeads(g), headDim(d), layers(layerCount) {
-    if (KvPool::create({layerCount, int32_t(g), int32_t(d), element}, 0, pool)) std::abort();
+  Session(int64_t layerCount, int64_t h, int64_t g, int64_t d, DType element) : heads(h), kvHeads(g), headDim(d), layers(layerCount) {
+    if (KvPool::create({int32_t(layerCount), int32_t(g), int32_t(d), element}, 0, pool)) std::abort();
     cache = std::make_unique<KvCache>(pool);
   }
-  static void fill(std::vector<float>& x, size_t n) {
-    if (x.size() >= n) return;
-    std::mt19937 random(3);
-    std::normal_distribution<float> normal;
-    x.resize(n);
-    for (float& v : x) v = normal(random);
-  }
-  static View rows(std::vector<float>& x, int64_t n, int64_t h, int64_t d) {
-    const int64_t dims[] = {n, h, d};
-    return contiguous(x.data(), DType::f32, 3, dims);
-  }
-  void step(Context& context, int64_t n, bool append, bool attend, double window = 0, double softcap = 0) {
-    fill(query, size_t(n * heads * headDim));
-    fill(key, size_t(n * kvHeads * headDim));
-    fill(value, size_t(n * kvHeads * headDim));
-    out.resize(query.size());
+  // Seconds a layer of the step's appending and of its attention.
+  std::pair<double, double> step(Machine& machine, int64_t n, int runs) {
+    Numbers query(n * heads * headDim, DType::f32), key(n * kvHeads * headDim, DType::f32), value(n * kvHeads * headDim, DType::f32), out(n * heads * headDim, DType::f32);
     if (cache->reserve(n)) std::abort();
     KvStep kv{cache.get(), n};
     View view;
     view.data = &kv;
     view.dtype = DType::cache;
-    for (int layer = 0; layer < layers; ++layer) {
-      const CacheAppendArgs a{rows(key, n, kvHeads, headDim), rows(value, n, kvHeads, headDim), view, double(layer)};
-      const CachedAttentionArgs b{rows(query, n, heads, headDim), view, rows(out, n, heads, headDim), double(layer), 0.125, window, softcap, 0};
-      const KernelTable& table = activeTable();
-      if (append && table.kernels[size_t(Op::cacheAppend)](&a, context)) std::abort();
-      if (attend && table.kernels[size_t(Op::cachedAttention)](&b, context)) std::abort();
-    }
+    const auto each = [&](const std::function<void(double)>& body) {
+      return best(runs, [&] { for (int64_t layer = 0; layer < layers; ++layer) body(double(layer)); }) / double(layers);
+    };
+    const double append = each([&](double layer) { call(machine.context, Op::cacheAppend, CacheAppendArgs{key.view({n, kvHeads, headDim}), value.view({n, kvHeads, headDim}), view, layer}); });
+    const double attend = each([&](double layer) {
+      call(machine.context, Op::cachedAttention, CachedAttentionArgs{query.view({n, heads, headDim}), view, out.view({n, heads, headDim}), layer, 0.125, 0, 0, 0});
+    });
+    return {append, attend};
   }
 };
+
+void caches(Machine& machine) {
+  machine.measure();
+  for (int64_t tokens : {512, 2048}) {
+    const auto [append, attend] = Session(1, 9, 3, 64, DType::f16).step(machine, tokens, 7);
+    const double flops = flopsOf({9, 3, tokens, tokens, 64, DType::f16, true});
+    std::printf("SmolLM2 prompt of %ld: attention %.2f ms a layer, %.1f GFLOP/s, %.0f %% of peak; append %.3f ms\n", long(tokens), attend * 1e3, flops / attend / 1e9,
+                100 * flops / attend / machine.peak, append * 1e3);
+  }
+  for (int64_t past : {200, 1800, 8000})
+    for (int64_t n : {1, 8}) {
+      Session session(30, 9, 3, 64, DType::f16);
+      for (int64_t at = 0; at < past; at += 200) {
+        session.step(machine, 200, 1);
+        if (session.cache->commit(200)) std::abort();
+      }
+      const auto [append, attend] = session.step(machine, n, 7);
+      const double bytes = double(past + n) * 3 * 64 * 2 * 2;
+      std::printf("SmolLM2 step of %ld behind %ld: attention %.1f us a layer, %.1f GB/s, %.0f %% of read; append %.1f us\n", long(n), long(past), attend * 1e6, bytes / attend / 1e9,
+                  100 * bytes / attend / machine.read, append * 1e6);
+    }
+}
 
 }  // namespace
 
@@ -115,39 +272,12 @@ int main(int argc, char** argv) {
   ThreadPool& pool = ThreadPool::shared();
   ThreadPool::Turn turn(pool, threads);
   Context context{pool};
-  const double peak = peakFlops(pool, threads), read = readBandwidth(pool, threads);
-  std::printf("%s, %d thread(s): f32 peak %.1f GFLOP/s, memory read %.1f GB/s\n", isaName(activeTable().isa), threads, peak / 1e9, read / 1e9);
-  struct Prompt { int64_t heads, kvHeads, headDim, tokens; DType element; double window, softcap; const char* name; };
-  for (const Prompt& p : {Prompt{9, 3, 64, 512, DType::f16, 0, 0, "SmolLM2 512"}, Prompt{9, 3, 64, 2048, DType::f16, 0, 0, "SmolLM2 2048"},
-                          Prompt{8, 8, 64, 2048, DType::f32, 0, 0, "f32 MHA 64"}, Prompt{8, 8, 128, 2048, DType::f32, 0, 0, "f32 MHA 128"},
-                          Prompt{8, 2, 128, 2048, DType::bf16, 0, 0, "bf16 GQA 128"}, Prompt{4, 2, 256, 2048, DType::f16, 0, 0, "f16 GQA 256"},
-                          Prompt{9, 3, 64, 2048, DType::f16, 0, 50, "softcap 50"}, Prompt{9, 3, 64, 2048, DType::f16, 256, 0, "window 256"}}) {
-    Session s(1, p.heads, p.kvHeads, p.headDim, p.element);
-    s.step(context, p.tokens, true, true, p.window, p.softcap);
-    double pairs = 0;
-    for (int64_t i = 0; i < p.tokens; ++i) pairs += double(p.window > 0 ? std::min<int64_t>(i + 1, int64_t(p.window)) : i + 1);
-    const double flops = pairs * double(p.heads * p.headDim) * 4;
-    const double time = best(7, [&] { s.step(context, p.tokens, false, true, p.window, p.softcap); });
-    const double append = best(7, [&] { s.step(context, p.tokens, true, false); });
-    std::printf("prompt %-14s %8.3f ms  %6.1f GFLOP/s  %5.1f %% of peak   append %.3f ms\n", p.name, time * 1e3, flops / time / 1e9, 100 * flops / time / peak, append * 1e3);
-  }
-  struct Decode { int64_t heads, kvHeads, headDim, past, queries; DType element; int layers; };
-  for (const Decode& d : {Decode{9, 3, 64, 200, 1, DType::f16, 30}, Decode{9, 3, 64, 1800, 1, DType::f16, 30}, Decode{9, 3, 64, 8000, 1, DType::f16, 30},
-                          Decode{32, 8, 128, 4096, 1, DType::f32, 4}, Decode{32, 8, 128, 4096, 1, DType::bf16, 8}, Decode{8, 8, 64, 32768, 1, DType::f32, 2},
-                          Decode{9, 3, 64, 4096, 8, DType::f16, 30}, Decode{9, 3, 64, 4096, 60, DType::f16, 30}}) {
-    Session s(d.layers, d.heads, d.kvHeads, d.headDim, d.element);
-    for (int64_t at = 0; at < d.past; at += 512) {
-      s.step(context, std::min<int64_t>(512, d.past - at), true, false);
-      if (s.cache->commit(std::min<int64_t>(512, d.past - at))) std::abort();
-    }
-    s.step(context, d.queries, true, true);
-    const double time = best(7, [&] { s.step(context, d.queries, false, true); }) / d.layers;
-    const double append = best(7, [&] { s.step(context, d.queries, true, false); }) / d.layers;
-    const double bytes = double(d.past + d.queries) * double(d.kvHeads * d.headDim) * 2 * double(elementBytes(d.element));
-    const double flops = double(d.past) * double(d.queries * d.heads * d.headDim) * 4;
-    std::printf("decode %2d/%d heads of %3d, %5d cached, %2d new, %d bytes an element: %8.1f us a layer  %6.2f GB/s (%3.0f %%)  %6.1f GFLOP/s (%3.0f %%)   append %.2f us\n",
-                int(d.heads), int(d.kvHeads), int(d.headDim), int(d.past), int(d.queries), int(elementBytes(d.element)), time * 1e6, bytes / time / 1e9,
-                100 * bytes / time / read, flops / time / 1e9, 100 * flops / time / peak, append * 1e6);
+  Machine machine{context, threads};
+  const std::pair<const char*, void (*)(Machine&)> sections[] = {{"prompt", prompts}, {"decode", decodes}, {"variants", variants}, {"cache", caches}};
+  for (const auto& [name, section] : sections) {
+    bool wanted = argc <= 2;
+    for (int i = 2; i < argc; ++i) wanted |= std::strcmp(argv[i], name) == 0;
+    if (wanted) section(machine);
   }
   return 0;
 }

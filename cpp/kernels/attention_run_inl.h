@@ -141,7 +141,7 @@ inline Status runAttention(const char* op, const Problem& problem, Context& cont
   const int threads = context.pool.threads();
   // So many that loading a block costs little beside using it, so few that a tile stays in the second-level cache.
   const int64_t mostRows = std::clamp<int64_t>(24576 / std::max(problem.headDim, problem.valueDim), 96, 384);
-  int64_t tileRows = roundUp(std::min(rows, mostRows), kRows);
+  int64_t tileRows = roundUp(std::clamp<int64_t>(rows, 1, mostRows), kRows);  // of no queries too: nothing divides by 0
   while (tileRows > kGroupRows && (tileFloats(problem, tileRows) > kTileFloats || (tileRows > 2 * kGroupRows && problem.units * ceilDiv(rows, tileRows) < 8 * threads)))
     tileRows = roundUp(tileRows / 2, kGroupRows);
   while (tileFloats(problem, tileRows) > kTileFloats) tileRows -= kRows;

@@ -69,8 +69,8 @@ TL_INLINE I32 zeroInt() { return I32{}; }
 TL_INLINE I32 broadcast(int32_t x) { I32 r; TL_EACH r.v[i] = x; return r; }
 TL_INLINE I32 load(const int32_t* p) { I32 r; std::memcpy(r.v, p, sizeof r.v); return r; }
 TL_INLINE void store(int32_t* p, I32 a) { std::memcpy(p, a.v, sizeof a.v); }
-TL_INLINE I32 add(I32 a, I32 b) { TL_EACH a.v[i] += b.v[i]; return a; }
-TL_INLINE I32 sub(I32 a, I32 b) { TL_EACH a.v[i] -= b.v[i]; return a; }
+TL_INLINE I32 add(I32 a, I32 b) { TL_EACH a.v[i] = int32_t(uint32_t(a.v[i]) + uint32_t(b.v[i])); return a; }  // wraps, as vectors do
+TL_INLINE I32 sub(I32 a, I32 b) { TL_EACH a.v[i] = int32_t(uint32_t(a.v[i]) - uint32_t(b.v[i])); return a; }
 TL_INLINE I32 shiftLeft(I32 a, int n) { TL_EACH a.v[i] = int32_t(uint32_t(a.v[i]) << n); return a; }
 TL_INLINE I32 shiftRight(I32 a, int n) { TL_EACH a.v[i] >>= n; return a; }  // copies of the sign come in
 TL_INLINE F32 toFloat(I32 a) { F32 r; TL_EACH r.v[i] = float(a.v[i]); return r; }

@@ -3,9 +3,9 @@ import { openLibrary, openModel, type CommonOptions } from "./library.js";
 import { formatBytes, formatRate, interruptSignal, printJson, table, UsageError, write } from "./terminal.js";
 
 export interface BenchFlags extends CommonOptions {
-  readonly promptTokens: number;
+  readonly promptTokens?: number;
   readonly tokens: number;
-  readonly context: number;
+  readonly context?: number;
   readonly runs: number;
 }
 
@@ -51,15 +51,17 @@ async function best(runs: number, run: () => Promise<Measured>): Promise<Measure
 /** `tokenloom bench MODEL` */
 export async function bench(name: string, flags: BenchFlags): Promise<void> {
   for (const [option, value, least] of [["--prompt-tokens", flags.promptTokens, 1], ["--tokens", flags.tokens, 1], ["--context", flags.context, 0], ["--runs", flags.runs, 1]] as const) {
-    if (value < least) throw new UsageError(`Expected an integer of at least ${least} for ${option} but received ${value}`);
+    if (value !== undefined && value < least) throw new UsageError(`Expected an integer of at least ${least} for ${option} but received ${value}`);
   }
   const library = await openLibrary(flags);
   const signal = interruptSignal();
   using model = await openModel(library, name, flags, signal);
   const { isa, cores } = library.systemInfo();
-  const short = await best(flags.runs, () => measure(model, flags.promptTokens, 1, signal));
-  const decode = await best(flags.runs, () => measure(model, Math.min(16, flags.promptTokens), flags.tokens, signal));
-  const long = flags.context === 0 ? undefined : await best(flags.runs, () => measure(model, flags.context, flags.tokens, signal));
+  const promptTokens = flags.promptTokens ?? Math.max(1, Math.min(512, model.contextLength - 2));
+  const context = flags.context ?? Math.max(0, Math.min(1800, model.contextLength - flags.tokens - 1));
+  const short = await best(flags.runs, () => measure(model, promptTokens, 1, signal));
+  const decode = await best(flags.runs, () => measure(model, Math.min(16, promptTokens), flags.tokens, signal));
+  const long = context === 0 ? undefined : await best(flags.runs, () => measure(model, context, flags.tokens, signal));
   const result = {
     promptTokensPerSecond: short.promptTokensPerSecond,
     decodeTokensPerSecond: decode.tokensPerSecond,
@@ -71,9 +73,9 @@ export async function bench(name: string, flags: BenchFlags): Promise<void> {
   };
   if (flags.json) return printJson(result);
   const rows: [string, string][] = [
-    [`prompt of ${flags.promptTokens} tokens`, formatRate(result.promptTokensPerSecond)],
+    [`prompt of ${promptTokens} tokens`, formatRate(result.promptTokensPerSecond)],
     [`decode, ${flags.tokens} tokens after a short prompt`, formatRate(result.decodeTokensPerSecond)],
-    ...(long === undefined ? [] : [[`decode, ${flags.tokens} tokens after ${flags.context}`, formatRate(long.tokensPerSecond)] as [string, string]]),
+    ...(long === undefined ? [] : [[`decode, ${flags.tokens} tokens after ${context}`, formatRate(long.tokensPerSecond)] as [string, string]]),
     ["load", `${result.loadMs.toFixed(0)} ms`],
     ["peak memory", formatBytes(result.peakRssBytes)],
     ["threads, instruction set", `${result.threads}, ${isa}`],

@@ -73,9 +73,9 @@ function describeProgram(): Command {
 
   command(program, "bench", "measure this machine on a model")
     .argument("<model>", "path or name of a model")
-    .option("--prompt-tokens <n>", "length of the prompt", integer, 512)
+    .option("--prompt-tokens <n>", "length of the prompt (default: 512, or what the context holds)", integer)
     .option("--tokens <n>", "tokens to generate", integer, 128)
-    .option("--context <n>", "tokens held when generation is measured again; 0 leaves that out", integer, 1800)
+    .option("--context <n>", "tokens held when generation is measured again; 0 leaves that out (default: 1800, or what the context holds)", integer)
     .option("--runs <n>", "best of so many", integer, 3)
     .action(async (model, options) => (await import("./bench.js")).bench(model, options));
 

@@ -22,3 +22,13 @@ for (const name of programs) {
     t.match(stdout, shown[name] ?? /^$/);
   });
 }
+
+t.test("start.mjs goes on with the tiny model where nothing can be fetched", async (t) => {
+  // Nothing listens on these ports.
+  const env = { TOKENLOOM_MODEL: "", TOKENLOOM_MODELS: "", TOKENLOOM_CACHE: t.testdir({}), HF_ENDPOINT: "http://127.0.0.1:40001", PIP_INDEX_URL: "http://127.0.0.1:40001", PIP_NO_CACHE_DIR: "1" };
+  const { code, stdout, stderr } = await runProgram("examples/start.mjs", ["Once", "upon", "a", "time"], { env });
+  t.equal(code, 0, stderr);
+  t.match(stderr, /could not be fetched[^]*TOKENLOOM_MODELS[^]*tiny model/);
+  t.match(stdout, /> Once upon a time/);
+  t.match(stdout, shown["start.mjs"] ?? /^$/);
+});
