@@ -1,7 +1,13 @@
 #include "memory.h"
 
-#include <cstdlib>
+#include <algorithm>
+#include <mutex>
 #include <new>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace tl {
 namespace {
@@ -16,20 +22,73 @@ bool mustFail() {
   return at > 0 && (index == at || (index > at && failLater.load(std::memory_order_relaxed)));
 }
 
+void* systemAllocate(size_t bytes, size_t alignment) { return ::operator new(bytes, std::align_val_t(alignment), std::nothrow); }
+void systemRelease(void* data, size_t alignment) { ::operator delete(data, std::align_val_t(alignment)); }
+
+// Weights are read from end to end at each step: huge pages save the address translations that small ones cost. Many are
+// smaller than one such page, so they share slabs; a slab goes back to the system with its last weight.
+constexpr size_t kHugePage = size_t(2) << 20, kSlabBytes = size_t(32) << 20, kLeastInSlab = size_t(64) << 10;
+
+class Slabs {
+ public:
+  void* allocate(size_t bytes) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (Slab& slab : slabs_)
+      if (slab.bytes - slab.used >= bytes) return take(slab, bytes);
+    slabs_.reserve(slabs_.size() + 1);  // may throw: before there is anything to lose
+    Slab slab;
+    slab.bytes = std::max(kSlabBytes, (bytes + kHugePage - 1) / kHugePage * kHugePage);
+    slab.base = static_cast<std::byte*>(systemAllocate(slab.bytes, kHugePage));
+    if (!slab.base) return nullptr;
+#if defined(__linux__)
+    madvise(slab.base, slab.bytes, MADV_HUGEPAGE);  // a wish: refused, the pages are small
+#endif
+    slabs_.push_back(slab);
+    return take(slabs_.back(), bytes);
+  }
+  void release(void* data) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const auto slab = std::find_if(slabs_.begin(), slabs_.end(), [&](const Slab& s) { return data >= s.base && data < s.base + s.bytes; });
+    if (--slab->live > 0) return;
+    systemRelease(slab->base, kHugePage);
+    slabs_.erase(slab);
+  }
+
+ private:
+  struct Slab { std::byte* base = nullptr; size_t bytes = 0, used = 0, live = 0; };
+  static void* take(Slab& slab, size_t bytes) {
+    void* data = slab.base + slab.used;
+    slab.used += bytes;
+    ++slab.live;
+    return data;
+  }
+  std::mutex mutex_;
+  std::vector<Slab> slabs_;
+};
+
+Slabs& slabs() {
+  static Slabs* made = new Slabs();  // never destroyed: weights may outlive static destructors
+  return *made;
+}
+
+bool inSlab(size_t rounded, Owner owner) { return owner == Owner::weight && rounded >= kLeastInSlab; }
+size_t roundedBytes(size_t bytes) { return std::max(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment); }
+
 }  // namespace
 
 void* allocateAligned(size_t bytes, Owner owner) {
   if (mustFail()) return nullptr;
-  const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  const size_t rounded = roundedBytes(bytes);
   if (rounded < bytes) return nullptr;
-  void* data = ::operator new(rounded ? rounded : kAlignment, std::align_val_t(kAlignment), std::nothrow);
+  void* data = inSlab(rounded, owner) ? slabs().allocate(rounded) : systemAllocate(rounded, kAlignment);
   if (data) held[int(owner)].fetch_add(int64_t(bytes), std::memory_order_relaxed);
   return data;
 }
 
 void releaseAligned(void* data, size_t bytes, Owner owner) {
   held[int(owner)].fetch_sub(int64_t(bytes), std::memory_order_relaxed);
-  ::operator delete(data, std::align_val_t(kAlignment));
+  if (inSlab(roundedBytes(bytes), owner)) slabs().release(data);
+  else systemRelease(data, kAlignment);
 }
 
 int64_t bytesHeld(Owner owner) { return held[int(owner)].load(std::memory_order_relaxed); }

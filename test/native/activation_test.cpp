@@ -20,7 +20,7 @@ double activationOf(int kind, double x) {
 }
 
 TEST(Activation, EveryKindAndSize) {
-  for (const KernelTable* table : targets())
+  for (const KernelTable* table : tables())
     for (int kind = 0; kind < kinds; ++kind)
       for (const int64_t width : oddSizes()) {
         SCOPED_TRACE(testing::Message() << isaName(table->isa) << ", kind " << kind << ", width " << width);
@@ -38,7 +38,7 @@ TEST(Activation, EveryKindAndSize) {
 }
 
 TEST(Activation, FarValuesAndNaN) {
-  for (const KernelTable* table : targets())
+  for (const KernelTable* table : tables())
     for (int kind = 0; kind < kinds; ++kind) {
       SCOPED_TRACE(testing::Message() << isaName(table->isa) << ", kind " << kind);
       Guarded<float> x = {100, -100, 1000, -1000, kNaN, 1e-40f, -0.0f, 88, -88}, out(9);
@@ -48,7 +48,7 @@ TEST(Activation, FarValuesAndNaN) {
 }
 
 TEST(Activation, QuantisedGatedRows) {
-  for (const KernelTable* table : targets()) {
+  for (const KernelTable* table : tables()) {
     const int64_t rows = 3, width = 70;
     Guarded<float> x(rows * 2 * width), exact(rows * width);
     Guarded<int8_t> out(rows * quantizedRowBytes(width));
@@ -66,7 +66,7 @@ TEST(Activation, QuantisedGatedRows) {
 }
 
 TEST(Add, ShapesStridesAndScale) {
-  for (const KernelTable* table : targets())
+  for (const KernelTable* table : tables())
     for (const int64_t width : oddSizes()) {
       SCOPED_TRACE(testing::Message() << isaName(table->isa) << ", width " << width);
       Guarded<float> a(3 * width, 1), b(3 * width, 2), out(3 * (width + 2), 3);
@@ -86,7 +86,7 @@ TEST(Add, ShapesStridesAndScale) {
 }
 
 TEST(AddThreads, OneLongRowIsSharedToo) {
-  for (const KernelTable* table : targets()) {
+  for (const KernelTable* table : tables()) {
     const int64_t n = 100003;
     Guarded<float> a(n), b(n), out(n), single(n);
     fill(a, 1);
@@ -101,7 +101,7 @@ TEST(AddThreads, OneLongRowIsSharedToo) {
 }
 
 TEST(Softcap, IsTheFormula) {
-  for (const KernelTable* table : targets())
+  for (const KernelTable* table : tables())
     for (const int64_t width : oddSizes()) {
       Guarded<float> x(width), out(width);
       fill(x, 3, -200, 200);
@@ -135,7 +135,7 @@ template <typename Source, typename Target> void checkConvert(const KernelTable&
 }
 
 TEST(Convert, EveryPairOfFloats) {
-  for (const KernelTable* table : targets()) {
+  for (const KernelTable* table : tables()) {
     SCOPED_TRACE(isaName(table->isa));
     checkConvert<float, float>(*table);
     checkConvert<float, f16>(*table);
@@ -148,7 +148,7 @@ TEST(Convert, EveryPairOfFloats) {
 }
 
 TEST(Convert, ToQuantisedRows) {
-  for (const KernelTable* table : targets()) {
+  for (const KernelTable* table : tables()) {
     const int64_t width = 45;
     Guarded<bf16> x(2 * width);
     Guarded<int8_t> out(2 * quantizedRowBytes(width));
@@ -175,7 +175,7 @@ template <typename T> void checkEmbedding(const KernelTable& table, T (*from)(fl
 }
 
 TEST(Embedding, PlainTables) {
-  for (const KernelTable* table : targets())
+  for (const KernelTable* table : tables())
     for (const double scale : {1.0, 8.0}) {
       checkEmbedding<float>(*table, [](float x) { return x; }, scale);
       checkEmbedding<f16>(*table, toF16, scale);
@@ -184,7 +184,7 @@ TEST(Embedding, PlainTables) {
 }
 
 TEST(Embedding, PackedTables) {
-  for (const KernelTable* table : targets()) {
+  for (const KernelTable* table : tables()) {
     const int64_t vocabulary = 21, width = 33;
     Guarded<float> rows(vocabulary * width), out(2 * width);
     fill(rows, 5);
@@ -205,7 +205,7 @@ TEST(Embedding, PackedTables) {
 }
 
 TEST(GatherRows, CopiesExactlyAndChecksFirst) {
-  for (const KernelTable* table : targets()) {
+  for (const KernelTable* table : tables()) {
     const int64_t width = 19;
     Guarded<float> x(5 * width), out(3 * width);
     fill(x, 6);

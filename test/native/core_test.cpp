@@ -310,7 +310,7 @@ TEST(Targets, TablesAreWholeAndNamed) {
   ASSERT_NE(kernelTable(Isa::scalar), nullptr);
   EXPECT_EQ(kernelTable(Isa::count), nullptr);
   bool active = false;
-  for (const KernelTable* table : targets()) {
+  for (const KernelTable* table : tables()) {
     for (const Kernel kernel : table->kernels) EXPECT_NE(kernel, nullptr);
     EXPECT_NE(table->packing.pack, nullptr);
     EXPECT_STRNE(isaName(table->isa), "unknown");

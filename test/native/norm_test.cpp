@@ -27,7 +27,7 @@ void expectRow(const float* got, const std::vector<double>& wanted, double toler
 }
 
 TEST(Norm, RmsNormOfEveryWidthAndStride) {
-  for (const KernelTable* table : targets())
+  for (const KernelTable* table : tables())
     for (const int64_t width : oddSizes())
       for (const int64_t offset : {0, 1, 3}) {
         SCOPED_TRACE(testing::Message() << isaName(table->isa) << ", width " << width << ", offset " << offset);
@@ -47,7 +47,7 @@ TEST(Norm, RmsNormOfEveryWidthAndStride) {
 }
 
 TEST(Norm, RmsNormInPlaceAndOfNoRows) {
-  for (const KernelTable* table : targets()) {
+  for (const KernelTable* table : tables()) {
     Guarded<float> x(2 * 40), weight(40), copy(2 * 40);
     fill(x, 4);
     fill(weight, 5);
@@ -60,7 +60,7 @@ TEST(Norm, RmsNormInPlaceAndOfNoRows) {
 }
 
 TEST(Norm, LayerNormWithAndWithoutBias) {
-  for (const KernelTable* table : targets())
+  for (const KernelTable* table : tables())
     for (const int64_t width : oddSizes())
       for (const bool biased : {false, true}) {
         SCOPED_TRACE(testing::Message() << isaName(table->isa) << ", width " << width << ", bias " << biased);
@@ -77,7 +77,7 @@ TEST(Norm, LayerNormWithAndWithoutBias) {
 }
 
 TEST(Norm, HeadNormOfASliceOfAFusedRow) {
-  for (const KernelTable* table : targets())
+  for (const KernelTable* table : tables())
     for (const int64_t headDim : {1, 7, 16, 64, 80}) {
       SCOPED_TRACE(testing::Message() << isaName(table->isa) << ", headDim " << headDim);
       const int64_t n = 3, heads = 2, fused = 5 * headDim;  // two heads out of five
@@ -99,7 +99,7 @@ TEST(Norm, HeadNormOfASliceOfAFusedRow) {
 }
 
 TEST(Norm, SpoiltRowsSpoilNoOther) {
-  for (const KernelTable* table : targets())
+  for (const KernelTable* table : tables())
     for (const float bad : {kNaN, kInfinity}) {
       Guarded<float> x(3 * 33), weight(33), out(3 * 33);
       fill(x, 8);
@@ -113,7 +113,7 @@ TEST(Norm, SpoiltRowsSpoilNoOther) {
 }
 
 TEST(Norm, DenormalsAndZeros) {
-  for (const KernelTable* table : targets()) {
+  for (const KernelTable* table : tables()) {
     Guarded<float> x(2 * 20), weight(20), out(2 * 20);
     std::fill_n(x.data(), 20, 0.0f);
     std::fill_n(x.data() + 20, 20, 1e-40f);
@@ -128,7 +128,7 @@ TEST(Norm, DenormalsAndZeros) {
 
 // The quantised output is what the f32 output quantises to.
 TEST(Norm, QuantisedRows) {
-  for (const KernelTable* table : targets())
+  for (const KernelTable* table : tables())
     for (const int64_t width : {31, 32, 64, 100}) {
       SCOPED_TRACE(testing::Message() << isaName(table->isa) << ", width " << width);
       const int64_t rows = 2, bytes = rows * quantizedRowBytes(width);
@@ -151,7 +151,7 @@ TEST(Norm, QuantisedRows) {
 }
 
 TEST(NormThreads, RowsDoNotDependOnNumberOrThreads) {
-  for (const KernelTable* table : targets()) {
+  for (const KernelTable* table : tables()) {
     const int64_t rows = 300, width = 129;
     Guarded<float> x(rows * width), weight(width), out(rows * width), single(width);
     fill(x, 11);

@@ -16,7 +16,7 @@ Guarded<int64_t> frequencyBits(int64_t half, double base) {
 double angleOf(int32_t position, int64_t i, int64_t half, double base) { return double(position) * std::pow(base, -double(i) / double(half)); }
 
 TEST(RopeTable, FarPositionsKeepTheirAngles) {
-  for (const KernelTable* table : targets())
+  for (const KernelTable* table : tables())
     for (const int64_t half : {1, 8, 33}) {
       SCOPED_TRACE(testing::Message() << isaName(table->isa) << ", half " << half);
       Guarded<int32_t> positions = {0, 1, 5000, 131071, 16777217};
@@ -65,14 +65,14 @@ void checkRope(const KernelTable& table, int64_t half, int64_t headDim, bool int
 }
 
 TEST(Rope, BothPairingsOfEverySize) {
-  for (const KernelTable* table : targets())
+  for (const KernelTable* table : tables())
     for (const bool interleaved : {false, true})
       for (const int64_t half : {1, 2, 3, 4, 5, 8, 12, 16, 31, 32, 33, 64})
         for (const int64_t extra : {0, 5}) checkRope(*table, half, 2 * half + extra, interleaved, 3, 1);
 }
 
 TEST(RopeThreads, ManyTokens) {
-  for (const KernelTable* table : targets())
+  for (const KernelTable* table : tables())
     for (int threads = 1; threads <= 4; ++threads) checkRope(*table, 32, 64, threads % 2 == 0, 120, threads);
 }
 

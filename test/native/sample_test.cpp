@@ -81,7 +81,7 @@ Guarded<float> logitsOf(int64_t n, uint32_t seed, double deviation = 2) {
 }
 
 TEST(Sample, GreedyTakesTheLowestOfEquals) {
-  for (const KernelTable* table : targets())
+  for (const KernelTable* table : tables())
     for (const int64_t n : oddSizes()) {
       SCOPED_TRACE(testing::Message() << isaName(table->isa) << ", vocabulary " << n);
       Guarded<float> logits = logitsOf(n, uint32_t(n));
@@ -110,7 +110,7 @@ TEST(Sample, DrawsTheDistributionOfTheChain) {
 #else
   constexpr int draws = 3000;
 #endif
-  for (const KernelTable* table : targets())
+  for (const KernelTable* table : tables())
     for (size_t number = 0; number < cases.size(); ++number)
       for (const int64_t n : {50, 2001}) {
         SCOPED_TRACE(testing::Message() << isaName(table->isa) << ", case " << number << ", vocabulary " << n);
@@ -137,7 +137,7 @@ TEST(Sample, DrawsTheDistributionOfTheChain) {
 
 // The draw inverts the running sum: of candidates in falling order where topK is 1 … 1024, else in the order of tokens.
 TEST(Sample, IsTheInverseOfTheRunningSum) {
-  for (const KernelTable* table : targets())
+  for (const KernelTable* table : tables())
     for (const double topK : {0.0, 30.0})
       for (int position = 0; position < 200; ++position) {
         SCOPED_TRACE(testing::Message() << isaName(table->isa) << ", topK " << topK << ", position " << position);
@@ -160,7 +160,7 @@ TEST(Sample, IsTheInverseOfTheRunningSum) {
 }
 
 TEST(Sample, IsAFunctionOfSeedAndPosition) {
-  const KernelTable& best = *targets().back();
+  const KernelTable& best = *tables().back();
   Guarded<float> logits = logitsOf(1000, 3);
   int differs = 0;
   for (int i = 0; i < 50; ++i) {
@@ -171,7 +171,7 @@ TEST(Sample, IsAFunctionOfSeedAndPosition) {
 }
 
 TEST(Sample, NumericErrors) {
-  for (const KernelTable* table : targets())
+  for (const KernelTable* table : tables())
     for (const int64_t n : {1, 8, 33, 1000})
       for (const double temperature : {0.0, 1.0}) {
         Guarded<float> logits = logitsOf(n, 1);
@@ -205,7 +205,7 @@ TEST(Sample, RefusesWrongOptions) {
 }
 
 TEST(Sample, LargeVocabularies) {
-  const KernelTable& best = *targets().back();
+  const KernelTable& best = *tables().back();
   Guarded<float> logits = logitsOf(262208, 9, 3);
   Guarded<int32_t> history = {1, 262207};
   for (const Options& o : {Options{}, Options{.topK = 64}, Options{.topP = 0.95}, Options{.topK = 5000, .topP = 0.9, .repeatPenalty = 1.1}}) {
@@ -221,7 +221,7 @@ TEST(Sample, LargeVocabularies) {
 
 // Cuts among equals and at both zeros: what stays is what sorting keeps, ties by index.
 TEST(Sample, CutsBetweenEquals) {
-  for (const KernelTable* table : targets())
+  for (const KernelTable* table : tables())
     for (const float level : {0.0f, -0.0f, 1.5f, -2.0f})
       for (const Options& o : {Options{.topK = 1030}, Options{.topP = 0.4}, Options{.topK = 1030, .topP = 0.999}, Options{.topP = 0.999}}) {
         SCOPED_TRACE(testing::Message() << isaName(table->isa) << ", level " << level << ", topK " << o.topK << ", topP " << o.topP);
@@ -258,7 +258,7 @@ void checkTopK(const KernelTable& table, Guarded<float>& logits, int64_t n, int6
 }
 
 TEST(TopK, IsAStableSort) {
-  for (const KernelTable* table : targets()) {
+  for (const KernelTable* table : tables()) {
     for (const int64_t width : oddSizes())
       for (const int64_t k : {int64_t(1), (width + 1) / 2, width}) {
         Guarded<float> logits = logitsOf(width, uint32_t(width + k));
@@ -284,7 +284,7 @@ TEST(TopK, IsAStableSort) {
 }
 
 TEST(TopKThreads, RowsAndErrors) {
-  for (const KernelTable* table : targets()) {
+  for (const KernelTable* table : tables()) {
     Guarded<float> logits = logitsOf(20 * 3001, 4);
     for (int threads = 1; threads <= 4; ++threads) checkTopK(*table, logits, 20, 17, threads);
     logits[7 * 3001 + 5] = kNaN;
@@ -299,24 +299,24 @@ TEST(TopKThreads, RowsAndErrors) {
 }
 
 TEST(LogProbThreads, IsTheLogarithmOfSoftmax) {
-  for (const KernelTable* table : targets())
+  for (const KernelTable* table : tables())
     for (const int64_t width : {1, 5, 33, 1000, 5001}) {
       SCOPED_TRACE(testing::Message() << isaName(table->isa) << ", width " << width);
       const int64_t n = 9;
       Guarded<float> logits = logitsOf(n * width, uint32_t(width), 5), out(n, 1);
-      Guarded<int32_t> targetsOf(n);
-      for (int64_t i = 0; i < n; ++i) targetsOf[i] = int32_t(i * 13 % width);
-      TL_EXPECT_OK(run(*table, Op::logProb, LogProbArgs{view(logits.data(), {n, width}), row(targetsOf), row(out)}, 3));
+      Guarded<int32_t> chosen(n);
+      for (int64_t i = 0; i < n; ++i) chosen[i] = int32_t(i * 13 % width);
+      TL_EXPECT_OK(run(*table, Op::logProb, LogProbArgs{view(logits.data(), {n, width}), row(chosen), row(out)}, 3));
       EXPECT_TRUE(out.intact());
       for (int64_t i = 0; i < n; ++i)
-        EXPECT_TRUE(close(double(out[i]), double(logits[i * width + targetsOf[i]]) - logSumExpOf(logits.data() + i * width, width), 5e-7)) << out[i];
-      targetsOf[n - 1] = int32_t(width);
-      EXPECT_EQ(run(*table, Op::logProb, LogProbArgs{view(logits.data(), {n, width}), row(targetsOf), row(out)}).code, Code::argument);
+        EXPECT_TRUE(close(double(out[i]), double(logits[i * width + chosen[i]]) - logSumExpOf(logits.data() + i * width, width), 5e-7)) << out[i];
+      chosen[n - 1] = int32_t(width);
+      EXPECT_EQ(run(*table, Op::logProb, LogProbArgs{view(logits.data(), {n, width}), row(chosen), row(out)}).code, Code::argument);
     }
 }
 
 TEST(SoftmaxThreads, EveryWidthScaleAndMask) {
-  for (const KernelTable* table : targets())
+  for (const KernelTable* table : tables())
     for (const int64_t width : oddSizes())
       for (const double scale : {1.0, 0.125, -2.0}) {
         SCOPED_TRACE(testing::Message() << isaName(table->isa) << ", width " << width << ", scale " << scale);

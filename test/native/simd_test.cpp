@@ -38,7 +38,7 @@ const SimdProbe* probeOf(Isa isa) {
 }
 
 void eachProbe(const std::function<void(const SimdProbe&)>& body) {
-  for (const KernelTable* table : targets()) {
+  for (const KernelTable* table : tables()) {
     SCOPED_TRACE(isaName(table->isa));
     body(*probeOf(table->isa));
   }

@@ -15,7 +15,7 @@ namespace tl::test {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
-inline std::vector<const KernelTable*> targets() {
+inline std::vector<const KernelTable*> tables() {
   std::vector<const KernelTable*> found;
   for (int i = 0; i < int(Isa::count); ++i)
     if (const KernelTable* table = kernelTable(Isa(i))) found.push_back(table);
