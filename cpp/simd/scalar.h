@@ -80,8 +80,8 @@ TL_INLINE I32 toInt(F32 a) {
   TL_EACH r.v[i] = std::fabs(a.v[i]) < 0x1p31f ? int32_t(roundEven(a.v[i])) : std::numeric_limits<int32_t>::min();
   return r;
 }
-TL_INLINE F32 asFloat(I32 a) { F32 r; std::memcpy(r.v, a.v, sizeof r.v); return r; }
-TL_INLINE I32 asInt(F32 a) { I32 r; std::memcpy(r.v, a.v, sizeof r.v); return r; }
+TL_INLINE F32 asFloat(I32 a) { F32 r; TL_EACH r.v[i] = __builtin_bit_cast(float, a.v[i]); return r; }
+TL_INLINE I32 asInt(F32 a) { I32 r; TL_EACH r.v[i] = __builtin_bit_cast(int32_t, a.v[i]); return r; }
 // Signed bytes, saturated from lanes known to lie in −128 … 127.
 TL_INLINE void storeBytes(int8_t* p, I32 a) { TL_EACH p[i] = int8_t(a.v[i]); }
 TL_INLINE F32 loadBytes(const int8_t* p) { F32 r; TL_EACH r.v[i] = float(p[i]); return r; }
