@@ -27,9 +27,11 @@ class RunProgram : public Work {
     if (!arena) return {Code::memory, "run", "arena", "out of memory for the arena", program->program.arenaBytes(), 0};
     // All or nothing: the cache grows before the first op and counts the new tokens only after the last one.
     if (cache) TL_TRY(cache->cache->reserve(step.newTokens));
-    TL_TRY(program->program.run({activeTable(), pool, symbols.data(), bindings.data(), scalars.data(), arena, cancel}));
-    if (cache) cache->cache->commit(step.newTokens);
-    return {};
+    const Status status = program->program.run({activeTable(), pool, symbols.data(), bindings.data(), scalars.data(), arena, cancel});
+    if (!cache) return status;
+    if (!status) return cache->cache->commit(step.newTokens);
+    cache->cache->trim();  // the pages that the step was given
+    return status;
   }
   void finished() override {
     if (cache) cache->busy.store(false);
