@@ -1,5 +1,6 @@
 // The child's side of a measurement: load, one prompt, `tokens` tokens, and what it cost. All peers run through this.
 import { monitorEventLoopDelay } from "node:perf_hooks";
+import { peakMemoryBytes } from "#lib/cli/peak-memory.js";
 
 /** Ids spread over the vocabulary: what they say does not matter to the time they take. */
 function prompt(length, vocabulary) {
@@ -33,7 +34,7 @@ export async function measureInChild(open) {
       loadMs,
       promptTokensPerSecond: (request.promptTokens / (first - started)) * 1e3,
       decodeTokensPerSecond: steps > 0 ? (steps / (times.at(-1) - first)) * 1e3 : undefined,
-      peakBytes: process.resourceUsage().maxRSS * 1024,
+      peakBytes: peakMemoryBytes(),
       eventLoopDelayMs: delay.max / 1e6,
       weightBytes: loaded.weightBytes,
       isa: loaded.isa,

@@ -1,3 +1,4 @@
+import { peakMemoryBytes } from "./peak-memory.js";
 import type { LanguageModel } from "../index.js";
 import { openLibrary, openModel, type CommonOptions } from "./library.js";
 import { formatBytes, formatRate, interruptSignal, printJson, table, UsageError, write } from "./terminal.js";
@@ -67,7 +68,7 @@ export async function bench(name: string, flags: BenchFlags): Promise<void> {
     decodeTokensPerSecond: decode.tokensPerSecond,
     ...(long === undefined ? {} : { decodeAfterContextTokensPerSecond: long.tokensPerSecond }),
     loadMs: model.loadMs,
-    peakRssBytes: process.resourceUsage().maxRSS * 1024,
+    peakRssBytes: peakMemoryBytes(),
     threads: flags.threads ?? cores,
     isa,
   };

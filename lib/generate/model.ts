@@ -40,25 +40,32 @@ export interface LoadOptions {
 
 /** The graphs of a model, each compiled at first use. */
 class ModelGraphs {
-  private readonly made = new Map<string, CompiledGraph>();
+  private readonly made = new Map<string, Promise<CompiledGraph>>();
+  private disposed = false;
   constructor(private readonly build: DecoderGraphs) {}
 
-  private once(key: string, make: () => CompiledGraph): CompiledGraph {
+  private once(key: string, make: () => Promise<CompiledGraph>): Promise<CompiledGraph> {
     let graph = this.made.get(key);
-    if (!graph) this.made.set(key, (graph = make()));
+    if (!graph) {
+      graph = make();
+      this.made.set(key, graph);
+      // One that is finished after dispose() is freed then.
+      graph.then((compiled) => this.disposed && compiled.dispose(), () => this.made.delete(key));
+    }
     return graph;
   }
-  get prefill(): CompiledGraph {
+  get prefill(): Promise<CompiledGraph> {
     return this.once("prefill", () => this.build.prefill(chunkTokens));
   }
-  get generate(): CompiledGraph {
+  get generate(): Promise<CompiledGraph> {
     return this.once("generate", () => this.build.generate(chunkTokens, mostHistory));
   }
-  score(top: number): CompiledGraph {
+  score(top: number): Promise<CompiledGraph> {
     return this.once(`score ${top}`, () => this.build.score(scoreTokens, top));
   }
   dispose(): void {
-    for (const graph of this.made.values()) graph.dispose();
+    this.disposed = true;
+    for (const graph of this.made.values()) void graph.then((compiled) => compiled.dispose(), () => undefined);
   }
 }
 
@@ -83,8 +90,8 @@ export class LanguageModel implements Disposable {
   private disposed = false;
 
   /** @internal */
-  constructor(parts: { file: ModelFile; decoder: Decoder; loader: WeightLoader; tokenizer: Tokenizer; template: string | undefined; contextLength: number; loadMs: number; options: LoadOptions }) {
-    const { file, decoder, loader, tokenizer, template, contextLength, loadMs, options } = parts;
+  constructor(parts: { file: ModelFile; decoder: Decoder; loader: WeightLoader; tokenizer: Tokenizer; template: string | undefined; contextLength: number; graphs: ModelGraphs; loadMs: number; options: LoadOptions }) {
+    const { file, decoder, loader, tokenizer, template, contextLength, graphs, loadMs, options } = parts;
     const { config } = decoder;
     this.name = config.name === "" ? basename(file.path) : config.name;
     this.path = file.path;
@@ -97,10 +104,8 @@ export class LanguageModel implements Disposable {
     this.weightBytes = loader.bytes;
     this.loadMs = loadMs;
     this.loader = loader;
-    this.graphs = new ModelGraphs(new DecoderGraphs(decoder, contextLength));
+    this.graphs = graphs;
     this.pool = callNative(() => native.createPool(config.layers.length, config.kvHeads, config.headDim, dtypeCode[options.cacheType ?? "f16"], options.cacheBytes ?? 0));
-    // Compiled here, so that the first token does not wait for it.
-    void this.graphs.generate;
   }
   private readonly loader: WeightLoader;
 
@@ -212,7 +217,9 @@ export async function loadModel(nameOrPath: string, options: LoadOptions = {}): 
     const [decoder, tokenizer, template] = await allSettled(loadDecoder(description, loader), createTokenizer(file, { signal }), chatTemplateOf(file));
     loader.finish();
     const contextLength = Math.min(options.contextLength ?? Infinity, description.config.contextLength);
-    return new LanguageModel({ file, decoder, loader, tokenizer, template, contextLength, loadMs: performance.now() - started, options });
+    const graphs = new ModelGraphs(new DecoderGraphs(decoder, contextLength));
+    await Promise.all([graphs.generate, graphs.prefill]); // so that the first token does not wait for them
+    return new LanguageModel({ file, decoder, loader, tokenizer, template, contextLength, graphs, loadMs: performance.now() - started, options });
   } catch (error) {
     loader.release();
     throw error;

@@ -28,7 +28,7 @@ export const scoreTokens = 64;
 export async function scoreIds(model: LanguageModel, ids: readonly number[], top: number, options: ScoreOptions): Promise<Score> {
   if (ids.length === 0) throw new ArgumentError("input", "Expected at least one token for input but received none");
   if (ids.length > model.contextLength) throw new ContextOverflowError(`The input has ${ids.length} tokens but the context holds ${model.contextLength}`);
-  const graph = model.graphs.score(top);
+  const graph = await model.graphs.score(top);
   const cache = callNative(() => native.createCache(model.pool));
   const logProbs: number[] = [], logSumExp: number[] = [], topIds: number[][] = [], topLogits: number[][] = [];
   try {

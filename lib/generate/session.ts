@@ -182,7 +182,7 @@ export class Session extends NativeResource {
     while (this.tokens.length - this.cached > chunkTokens) {
       const count = chunkTokens;
       this.fill(count);
-      await this.run(this.model.graphs.prefill, { n: count }, {}, {}, options);
+      await this.run(await this.model.graphs.prefill, { n: count }, {}, {}, options);
       this.advance(count);
       this.figures.promptTokens += count;
       this.figures.promptMs = performance.now() - started;
@@ -219,7 +219,7 @@ export class Session extends NativeResource {
     const history = Int32Array.from(options.repeatPenalty === 1 || options.repeatLastTokens === 0 ? [] : this.tokens.slice(-options.repeatLastTokens));
     const { temperature, topK, topP, minP, repeatPenalty, seed } = options;
     await this.run(
-      this.model.graphs.generate,
+      await this.model.graphs.generate,
       { n: count, history: history.length },
       { last: memory.last, history, token: memory.token, logProb: memory.logProb },
       { temperature, topK, topP, minP, repeatPenalty, seed, stream: 0, position: this.tokens.length },

@@ -2,6 +2,7 @@ import { ArgumentError, invalidArgument, ShapeError } from "../errors.js";
 import { callNative, dtypeCode, native, type Bytes, type NativeHandle } from "../native.js";
 import { NativeResource } from "../resource.js";
 import { schedule, type RunOptions } from "../schedule.js";
+import type { Slicer } from "../slice.js";
 import { dimWords, shapeText, Symbolic } from "./dims.js";
 import { Scalar, type Graph, type Node, type Parameter } from "./graph.js";
 import { planArena, type ArenaPlan } from "./plan.js";
@@ -72,9 +73,9 @@ export class CompiledGraph extends NativeResource {
   readonly plan: ArenaPlan;
   private readonly graph: Graph;
 
-  constructor(graph: Graph, options: CompileOptions = {}) {
-    const plan = planArena(graph);
-    const handle = callNative(() => native.createProgram(encode(graph, plan, options), graph.constants.map((constant) => constant.handle)));
+  /** @internal Use compile(). */
+  constructor(graph: Graph, plan: ArenaPlan, words: Float64Array) {
+    const handle = callNative(() => native.createProgram(words, graph.constants.map((constant) => constant.handle)));
     super(`graph ${graph.name}`, handle);
     // The program holds its constants itself; those made for this graph alone need no other owner.
     for (const constant of graph.constants) if (constant.owned) native.release(constant.handle);
@@ -132,5 +133,16 @@ export class CompiledGraph extends NativeResource {
 }
 
 export function compile(graph: Graph, options: CompileOptions = {}): CompiledGraph {
-  return new CompiledGraph(graph, options);
+  const plan = planArena(graph);
+  return new CompiledGraph(graph, plan, encode(graph, plan, options));
+}
+
+/** compile() for large graphs, in steps that leave the event loop free. */
+export async function compileInSlices(graph: Graph, options: CompileOptions, slicer: Slicer): Promise<CompiledGraph> {
+  await slicer.pause();
+  const plan = planArena(graph);
+  await slicer.pause();
+  const words = encode(graph, plan, options);
+  await slicer.pause();
+  return new CompiledGraph(graph, plan, words);
 }

@@ -1,4 +1,4 @@
-import { compile, type CompiledGraph } from "../graph/compile.js";
+import { compileInSlices, type CompiledGraph } from "../graph/compile.js";
 import { Graph } from "../graph/graph.js";
 import type { Symbolic } from "../graph/dims.js";
 import type { Value } from "../graph/value.js";
@@ -9,6 +9,7 @@ import { matmul } from "../ops/matmul.js";
 import { headNorm, rmsNorm } from "../ops/norm.js";
 import { rope, ropeFrequencies, ropeTable, type RopeConfig } from "../ops/rope.js";
 import { logProb, sample, topK } from "../ops/sample.js";
+import { Slicer } from "../slice.js";
 import type { DecoderConfig, DecoderDescription, LayerWeights, WeightPart } from "./config.js";
 import { storedFactorTensors, withStoredFactors } from "./rope.js";
 import type { PackedWeight, Vector, WeightLoader } from "./weights.js";
@@ -109,7 +110,7 @@ export class DecoderGraphs {
   constructor(private readonly decoder: Decoder, private readonly contextLength: number) {}
 
   /** Hidden states of n new tokens; their keys and values go to the cache. */
-  private body(graph: Graph, n: Symbolic): { hidden: Value; cache: Value } {
+  private async body(graph: Graph, n: Symbolic, slicer: Slicer): Promise<{ hidden: Value; cache: Value }> {
     const { config, layers } = this.decoder;
     const ids = graph.binding("ids", "i32", [n]), positions = graph.binding("positions", "i32", [n]), cache = graph.binding("cache", "cache", []);
     const tables = new Map<string, Value>();
@@ -121,12 +122,13 @@ export class DecoderGraphs {
     };
     for (const layer of config.layers) tableFor(layer.rope);
     let hidden = embedding(this.weight(graph, "embedding", this.decoder.embedding), ids, { scale: config.embeddingScale });
-    layers.forEach((layer, index) => {
+    for (const [index, layer] of layers.entries()) {
+      if (slicer.due) await slicer.pause();
       hidden = graph.scope(`layer${index}`, () => {
         const attended = this.attention(graph, layer, index, hidden, cache, tableFor(config.layers[index]!.rope));
         return this.feedForward(graph, layer, attended);
       });
-    });
+    }
     return { hidden, cache };
   }
 
@@ -198,16 +200,16 @@ export class DecoderGraphs {
   }
 
   /** ids, positions → the cache only: all of a prompt but its last piece. */
-  prefill(most: number): CompiledGraph {
-    const graph = new Graph("prefill"), n = graph.symbol("n", most);
-    const { cache } = this.body(graph, n);
-    return compile(graph, { cache: { binding: cache, newTokens: n } });
+  async prefill(most: number): Promise<CompiledGraph> {
+    const slicer = new Slicer(), graph = new Graph("prefill"), n = graph.symbol("n", most);
+    const { cache } = await this.body(graph, n, slicer);
+    return compileInSlices(graph, { cache: { binding: cache, newTokens: n } }, slicer);
   }
 
   /** ids, positions, history → the cache, and the token drawn behind the last one. */
-  generate(most: number, historyMost: number): CompiledGraph {
-    const graph = new Graph("generate"), n = graph.symbol("n", most), h = graph.symbol("history", historyMost);
-    const { hidden, cache } = this.body(graph, n);
+  async generate(most: number, historyMost: number): Promise<CompiledGraph> {
+    const slicer = new Slicer(), graph = new Graph("generate"), n = graph.symbol("n", most), h = graph.symbol("history", historyMost);
+    const { hidden, cache } = await this.body(graph, n, slicer);
     const last = graph.binding("last", "i32", [1]), history = graph.binding("history", "i32", [h]);
     const token = graph.binding("token", "i32", [1]), probability = graph.binding("logProb", "f32", [1]);
     const scalar = (name: string) => graph.scalar(name);
@@ -215,18 +217,18 @@ export class DecoderGraphs {
       temperature: scalar("temperature"), topK: scalar("topK"), topP: scalar("topP"), minP: scalar("minP"),
       repeatPenalty: scalar("repeatPenalty"), seed: scalar("seed"), stream: scalar("stream"), position: scalar("position"),
     });
-    return compile(graph, { cache: { binding: cache, newTokens: n } });
+    return compileInSlices(graph, { cache: { binding: cache, newTokens: n } }, slicer);
   }
 
   /** ids, positions, targets → the cache, log-probabilities of the targets, and the `top` largest logits of each row. */
-  score(most: number, top: number): CompiledGraph {
-    const graph = new Graph("score"), n = graph.symbol("n", most);
-    const { hidden, cache } = this.body(graph, n);
+  async score(most: number, top: number): Promise<CompiledGraph> {
+    const slicer = new Slicer(), graph = new Graph("score"), n = graph.symbol("n", most);
+    const { hidden, cache } = await this.body(graph, n, slicer);
     const logits = this.logits(graph, hidden);
     topK(logits, {
       values: graph.binding("values", "f32", [n, top]), indices: graph.binding("indices", "i32", [n, top]), logSumExp: graph.binding("logSumExp", "f32", [n]),
     });
     logProb(logits, graph.binding("targets", "i32", [n]), graph.binding("logProb", "f32", [n]));
-    return compile(graph, { cache: { binding: cache, newTokens: n } });
+    return compileInSlices(graph, { cache: { binding: cache, newTokens: n } }, slicer);
   }
 }
