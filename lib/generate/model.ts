@@ -218,7 +218,9 @@ export async function loadModel(nameOrPath: string, options: LoadOptions = {}): 
     loader.finish();
     const contextLength = Math.min(options.contextLength ?? Infinity, description.config.contextLength);
     const graphs = new ModelGraphs(new DecoderGraphs(decoder, contextLength));
-    await Promise.all([graphs.generate, graphs.prefill]); // so that the first token does not wait for them
+    // So that the first token does not wait for them; one after the other, or their slices would add up.
+    await graphs.generate;
+    await graphs.prefill;
     return new LanguageModel({ file, decoder, loader, tokenizer, template, contextLength, graphs, loadMs: performance.now() - started, options });
   } catch (error) {
     loader.release();

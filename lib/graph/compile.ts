@@ -31,7 +31,10 @@ function encodeView(words: number[], view: Value | undefined, offsets: ReadonlyM
   const kind = storage.kind === "arena" ? 1 : storage.kind === "constant" ? 2 : 3;
   const offset = storage.kind === "arena" ? offsets.get(storage.id)! + view.offset * elementBytes[view.type] : view.offset;
   words.push(kind, storage.kind === "arena" ? 0 : storage.index, -1, 0, offset, dtypeCode[view.type], view.rank);
-  view.dims.forEach((dim, i) => words.push(...dimWords(dim), view.strides[i]!));
+  view.dims.forEach((dim, i) => {
+    const [symbol, multiply, add] = dimWords(dim);
+    words.push(symbol, multiply, add, view.strides[i]!);
+  });
 }
 
 function encodeParameter(words: number[], parameter: Parameter): void {
