@@ -1,5 +1,6 @@
 // What the attention tests share: targets, tensors with guard zones, and the float64 formula they compare with.
 #pragma once
+#include <cstdlib>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -12,6 +13,17 @@
 #include "../../cpp/kernels/table.h"
 
 namespace tl::test {
+
+// How many random cases a test runs: all of them in plain builds, a sixth where emulation or a sanitizer makes each many times
+// slower. TOKENLOOM_CASES sets the number.
+inline unsigned cases(unsigned full) {
+  if (const char* count = std::getenv("TOKENLOOM_CASES")) return unsigned(std::atoi(count));
+#if defined(TL_EMULATE_X86) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  return (full + 5) / 6;
+#else
+  return full;
+#endif
+}
 
 inline std::vector<Isa> targets() {
   std::vector<Isa> all;

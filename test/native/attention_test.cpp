@@ -245,8 +245,7 @@ void expectFormula(const Random& r, const std::string& name) {
 }
 
 TEST(Attention, IsTheFormula) {
-  const char* count = std::getenv("TOKENLOOM_CASES");
-  for (unsigned seed = 0; seed < unsigned(count ? std::atoi(count) : 60); ++seed) {
+  for (unsigned seed = 0; seed < cases(60); ++seed) {
     for (Isa isa : targets()) {
       Random r(seed);
       const Status status = run(isa, Op::attention, r.args, 1 + int(seed % 3));
@@ -260,7 +259,7 @@ TEST(Attention, IsTheFormula) {
 }
 
 TEST(Attention, DoesNotDependOnThreads) {
-  for (unsigned seed = 0; seed < 60; ++seed)
+  for (unsigned seed = 0; seed < cases(60); ++seed)
     for (Isa isa : targets()) {
       Random one(seed), other(seed);
       ASSERT_FALSE(run(isa, Op::attention, one.args, 1));
@@ -274,7 +273,7 @@ TEST(Attention, DoesNotDependOnThreads) {
 // A NaN key and value are visible in the rows that see them and nowhere else.
 TEST(Attention, HiddenNaNStaysHidden) {
   const float nan = std::numeric_limits<float>::quiet_NaN();
-  for (unsigned seed = 0; seed < 150; ++seed)
+  for (unsigned seed = 0; seed < cases(150); ++seed)
     for (Isa isa : targets()) {
       Random clean(seed), dirty(seed);
       if (clean.keys == 0) continue;
@@ -297,7 +296,7 @@ TEST(Attention, HiddenNaNStaysHidden) {
 
 // Any group of queries gives the same bits as all of them (the tree and grid shapes are bound to their number of queries).
 TEST(Attention, ARowDoesNotDependOnOthers) {
-  for (unsigned seed = 0; seed < 60; ++seed)
+  for (unsigned seed = 0; seed < cases(60); ++seed)
     for (Isa isa : targets()) {
       Random all(seed), few(seed);
       if (all.args.maskShape > 0 || all.args.bias.present() || all.args.relativeIndex.present() || all.args.scores.present() || all.queries < 2) continue;
@@ -374,7 +373,7 @@ TEST(Attention, RefusesWhatDoesNotFit) {
 // Merging partials over disjoint keys equals attention over all of them.
 TEST(MergeStates, IsAttentionOverAllKeys) {
   for (Isa isa : targets())
-    for (unsigned seed = 0; seed < 30; ++seed) {
+    for (unsigned seed = 0; seed < cases(30); ++seed) {
       std::mt19937 random(seed);
       const int64_t keys = 3 + int64_t(random() % 90), cut = 1 + int64_t(random() % uint64_t(keys - 2)), dim = 40;
       Typed query(random, {2, 3, 5, dim}, DType::f32, 1), key(random, {2, 3, keys, dim}, DType::f32, 1), value(random, {2, 3, keys, dim}, DType::f32, 1);
@@ -407,7 +406,7 @@ TEST(MergeStates, IsAttentionOverAllKeys) {
 
 TEST(StickBreaking, IsTheFormula) {
   for (Isa isa : targets())
-    for (unsigned seed = 0; seed < 40; ++seed) {
+    for (unsigned seed = 0; seed < cases(40); ++seed) {
       std::mt19937 random(seed);
       const int64_t keys = int64_t(random() % 300), queries = 1 + int64_t(random() % 60), dim = 1 + int64_t(random() % 50);
       const bool current = random() % 2, add = random() % 2;
