@@ -5,7 +5,9 @@ const model = await openModel();
 const session = model.session();
 
 try {
-  for await (const piece of session.generate("Once upon a time", { signal: AbortSignal.timeout(200) })) process.stdout.write(piece.text);
+  const options = { signal: AbortSignal.timeout(40), maxTokens: 300 };
+  for await (const piece of session.generate("Once upon a time", options)) process.stdout.write(piece.text);
+  console.log("\n[the answer was done before the time was up]\n");
 } catch (error) {
   if (error.name !== "AbortError") throw error;
   console.log(`\n[aborted after ${session.stats().generatedTokens} tokens]\n`);
