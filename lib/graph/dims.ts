@@ -23,12 +23,6 @@ export function dimEquals(a: Dim, b: Dim): boolean {
   return x.symbol === y.symbol && x.multiply === y.multiply && x.add === y.add;
 }
 
-export function dimTimes(dim: Dim, factor: number): Dim {
-  if (typeof dim === "number") return dim * factor;
-  const { symbol, multiply, add } = parts(dim);
-  return { symbol: symbol!, multiply: multiply * factor, add: add * factor };
-}
-
 /** The largest value a dim can take. */
 export function dimMax(dim: Dim): number {
   const { symbol, multiply, add } = parts(dim);
@@ -49,10 +43,4 @@ export function shapeText(dims: readonly Dim[]): string {
 export function dimWords(dim: Dim): [number, number, number] {
   const { symbol, multiply, add } = parts(dim);
   return [symbol?.index ?? -1, multiply, add];
-}
-
-/** The value of a dim under given symbol values. */
-export function dimValue(dim: Dim, symbols: ArrayLike<number>): number {
-  const { symbol, multiply, add } = parts(dim);
-  return (symbol ? symbols[symbol.index]! : 0) * multiply + add;
 }

@@ -121,7 +121,7 @@ export class DecoderGraphs {
       return table;
     };
     for (const layer of config.layers) tableFor(layer.rope);
-    let hidden = embedding(this.weight(graph, "embedding", this.decoder.embedding), ids, { scale: config.embeddingScale });
+    let hidden = embedding(graph.weight("embedding", this.decoder.embedding), ids, { scale: config.embeddingScale });
     for (const [index, layer] of layers.entries()) {
       if (slicer.due) await slicer.pause();
       hidden = graph.scope(`layer${index}`, () => {
@@ -130,10 +130,6 @@ export class DecoderGraphs {
       });
     }
     return { hidden, cache };
-  }
-
-  private weight(graph: Graph, name: string, weight: PackedWeight): Value {
-    return graph.weight(name, weight);
   }
 
   private vector(graph: Graph, name: string, vector: Vector): Value {
@@ -148,13 +144,13 @@ export class DecoderGraphs {
   /** x times all weights of a projection, side by side in one output. */
   private project(graph: Graph, name: string, x: Rows, { weights, bias }: Projection): Value {
     const biasValue = bias && this.vector(graph, `${name}.bias`, bias);
-    if (weights.length === 1) return matmul(x.for(weights[0]!), this.weight(graph, name, weights[0]!), { bias: biasValue, name });
+    if (weights.length === 1) return matmul(x.for(weights[0]!), graph.weight(name, weights[0]!), { bias: biasValue, name });
     const total = weights.reduce((sum, weight) => sum + weight.rows, 0), n = x.for(weights[0]!).dims[0]!;
     const out = graph.buffer(name, "f32", [n, total]);
     let begin = 0;
     for (const weight of weights) {
       const columns = biasValue?.columns(begin, weight.rows);
-      matmul(x.for(weight), this.weight(graph, name, weight), { bias: columns, into: out.columns(begin, weight.rows), name });
+      matmul(x.for(weight), graph.weight(name, weight), { bias: columns, into: out.columns(begin, weight.rows), name });
       begin += weight.rows;
     }
     return out;
@@ -163,8 +159,8 @@ export class DecoderGraphs {
   /** x plus a projection of `from`: in one op where no norm stands between. */
   private addProjection(graph: Graph, name: string, x: Value, from: Rows, { weights }: Projection, postNorm: Vector | undefined): Value {
     const weight = weights[0]!;
-    if (!postNorm) return matmul(from.for(weight), this.weight(graph, name, weight), { residual: x, name });
-    const projected = matmul(from.for(weight), this.weight(graph, name, weight), { name });
+    if (!postNorm) return matmul(from.for(weight), graph.weight(name, weight), { residual: x, name });
+    const projected = matmul(from.for(weight), graph.weight(name, weight), { name });
     return add(x, this.norm(graph, `${name}.postNorm`, projected, postNorm, "f32"), { name: `${name}.residual` });
   }
 
@@ -195,7 +191,7 @@ export class DecoderGraphs {
   private logits(graph: Graph, hidden: Value): Value {
     const { output, outputNorm, config } = this.decoder;
     const normed = new Rows((as) => this.norm(graph, "outputNorm", hidden, outputNorm, as));
-    const logits = matmul(normed.for(output), this.weight(graph, "output", output), { name: "output" });
+    const logits = matmul(normed.for(output), graph.weight("output", output), { name: "output" });
     return config.logitSoftcap === undefined ? logits : softcap(logits, config.logitSoftcap);
   }
 

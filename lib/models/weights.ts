@@ -30,12 +30,6 @@ export interface LoadOptions {
 
 const floatTypes: ReadonlySet<StorageType> = new Set(["f32", "f16", "bf16"]);
 
-function entryOf(file: ModelFile, name: string): TensorEntry {
-  const entry = file.tensors.get(name);
-  if (!entry) throw new ModelFormatError(`The model lacks a tensor that its architecture needs`, { tensor: name, file: file.path });
-  return entry;
-}
-
 /** Reads and owns a model's weights: each is packed once and shared by all graphs. */
 export class WeightLoader {
   readonly handles: NativeHandle[] = [];
@@ -53,7 +47,9 @@ export class WeightLoader {
 
   private entry(name: string): TensorEntry {
     if (!this.file) throw new TokenloomError("TL_INTERNAL", "This loader has finished");
-    return entryOf(this.file, name);
+    const entry = this.file.tensors.get(name);
+    if (!entry) throw new ModelFormatError("The model lacks a tensor that its architecture needs", { tensor: name, file: this.path });
+    return entry;
   }
 
   storageOf(part: WeightPart): StorageType {
