@@ -83,6 +83,8 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
       {"info", info}, {"ops", ops}, {"memory", memory}, {"trim", trim}, {"release", release}, {"failAllocation", failNthAllocation},
       {"loadWeight", loadWeight}, {"loadVector", loadVector}, {"createConstant", createConstant}, {"createProgram", createProgram},
       {"createPool", createPool}, {"createCache", createCache}, {"forkCache", forkCache}, {"truncateCache", truncateCache},
+      {"observeCache", observeCache}, {"readCache", readCache}, {"requantizeCache", requantizeCache}, {"cacheLayerBytes", cacheLayerBytes},
+      {"saveCacheLayer", saveCacheLayer}, {"loadCacheLayer", loadCacheLayer},
       {"cacheStatistics", cacheStatistics}, {"run", run}};
   for (const auto& [name, function] : functions) exports.Set(name, Napi::Function::New(env, function, name));
   return exports;

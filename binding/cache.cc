@@ -1,6 +1,9 @@
-// createPool, createCache, forkCache, truncateCache, cacheStatistics.
+// Pools and caches: made, forked, cut, inspected; saved, restored and requantised off the event loop.
+#include <functional>
+
 #include "arguments.h"
 #include "exports.h"
+#include "work.h"
 
 namespace tl::binding {
 namespace {
@@ -12,6 +15,26 @@ std::shared_ptr<Cache> idleCache(Arguments& arguments, Napi::Value value, bool& 
   return cache;
 }
 
+// Work on a cache that excludes runs; `read` brings its result to JavaScript.
+class CacheWork : public Work {
+ public:
+  std::shared_ptr<Cache> cache;
+  std::function<Status(KvCache&)> body;
+
+ protected:
+  Status execute() override { return body(*cache->cache); }
+  void finished() override { cache->busy.store(false); }
+};
+
+Napi::Value startOn(const Napi::CallbackInfo& info, std::shared_ptr<Cache> cache, const char* name, std::function<Status(KvCache&)> body, Napi::Value kept) {
+  if (cache->busy.exchange(true)) return raise(info.Env(), "busy", name, "This cache");
+  auto work = std::make_unique<CacheWork>();
+  work->cache = std::move(cache);
+  work->body = std::move(body);
+  if (!kept.IsEmpty()) work->keep(kept);
+  return Work::start(info.Env(), std::move(work), name);
+}
+
 }  // namespace
 
 Napi::Value createPool(const Napi::CallbackInfo& info) {
@@ -21,7 +44,7 @@ Napi::Value createPool(const Napi::CallbackInfo& info) {
     shape.layers = int32_t(arguments.integer(0, "layers", 1, 1 << 16));
     shape.kvHeads = int32_t(arguments.integer(1, "kvHeads", 1, 1 << 16));
     shape.headDim = int32_t(arguments.integer(2, "headDim", 1, 1 << 16));
-    shape.element = DType(arguments.integer(3, "element", int(DType::f32), int(DType::bf16)));
+    shape.element = DType(arguments.integer(3, "element", int(DType::f32), int(DType::i4)));
     const int64_t limit = arguments.integer(4, "byteLimit", 0, int64_t(1) << 53);
     if (!arguments.ok()) return arguments.fail();
     auto pool = std::make_shared<Pool>();
@@ -46,10 +69,11 @@ Napi::Value forkCache(const Napi::CallbackInfo& info) {
     Arguments arguments(info, "forkCache");
     bool busy;
     const auto cache = idleCache(arguments, info[0], busy);
+    const int64_t tokens = arguments.integer(1, "tokens", 0, int64_t(1) << 53);
     if (!arguments.ok()) return arguments.fail();
     if (busy) return raise(info.Env(), "busy", "forkCache", "This cache");
     auto copy = std::make_shared<Cache>();
-    if (const Status status = cache->cache->fork(copy->cache)) return raise(info.Env(), status);
+    if (const Status status = cache->cache->fork(copy->cache, tokens)) return raise(info.Env(), status);
     return wrap(info.Env(), std::move(copy));
   });
 }
@@ -79,8 +103,104 @@ Napi::Value cacheStatistics(const Napi::CallbackInfo& info) {
     result.Set("tokens", double(held.length()));
     result.Set("bytesHeld", double(held.bytesHeld()));
     result.Set("bytesShared", double(held.bytesShared()));
+    result.Set("nextPosition", double(held.nextPosition()));
+    const KvShape& shape = held.shape();
+    Napi::Int32Array lengths = Napi::Int32Array::New(info.Env(), size_t(shape.layers) * size_t(shape.kvHeads));
+    for (size_t i = 0; i < lengths.ElementLength(); ++i) lengths[i] = int32_t(held.length(int32_t(i) / shape.kvHeads, int32_t(i) % shape.kvHeads));
+    result.Set("lengths", lengths);
     return result;
   });
 }
+
+Napi::Value observeCache(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), "observeCache", [&]() -> Napi::Value {
+    Arguments arguments(info, "observeCache");
+    bool busy;
+    const auto cache = idleCache(arguments, info[0], busy);
+    if (!arguments.ok()) return arguments.fail();
+    if (busy) return raise(info.Env(), "busy", "observeCache", "This cache");
+    cache->cache->observe();
+    return info.Env().Undefined();
+  });
+}
+
+// readCache(cache, layer, head, keys | null, values | null, positions): what a head holds, as f32.
+Napi::Value readCache(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), "readCache", [&]() -> Napi::Value {
+    Arguments arguments(info, "readCache");
+    bool busy;
+    const auto cache = idleCache(arguments, info[0], busy);
+    if (!arguments.ok()) return arguments.fail();
+    if (busy) return raise(info.Env(), "busy", "readCache", "This cache");
+    const KvCache& held = *cache->cache;
+    const KvShape& shape = held.shape();
+    const int32_t layer = int32_t(arguments.integer(1, "layer", 0, shape.layers - 1)), head = int32_t(arguments.integer(2, "head", 0, shape.kvHeads - 1));
+    if (!arguments.ok()) return arguments.fail();
+    const int64_t length = held.length(layer, head), headDim = shape.headDim;
+    const auto memory = [&](size_t index, const char* name, DType type, int64_t elements) -> void* {
+      if (info[index].IsNull()) return nullptr;
+      const Operand operand = arguments.memory(info[index], name);
+      if (arguments.ok() && (operand.dtype != type || operand.bytes < elements * 4)) arguments.set(name, "is of another type or too short");
+      return operand.data;
+    };
+    auto* keys = static_cast<float*>(memory(3, "keys", DType::f32, length * headDim));
+    auto* values = static_cast<float*>(memory(4, "values", DType::f32, length * headDim));
+    auto* positions = static_cast<int32_t*>(memory(5, "positions", DType::i32, length));
+    if (!arguments.ok()) return arguments.fail();
+    for (int64_t i = 0; i < length; ++i) {
+      const KvPage& page = *held.pages(layer, head)[i / kPageTokens];
+      readToken(page, held.layout(page.element), i % kPageTokens, keys ? keys + i * headDim : nullptr, values ? values + i * headDim : nullptr);
+      if (positions) positions[i] = page.positions[i % kPageTokens];
+    }
+    return info.Env().Undefined();
+  });
+}
+
+Napi::Value requantizeCache(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), "requantizeCache", [&]() -> Napi::Value {
+    Arguments arguments(info, "requantizeCache");
+    auto cache = arguments.object<Cache>(info[0], "cache");
+    const int64_t recent = arguments.integer(1, "recent", 0, int64_t(1) << 53);
+    const DType element = DType(arguments.integer(2, "element", int(DType::f32), int(DType::i4)));
+    if (arguments.ok() && !isCacheElement(element)) arguments.set("element", "is not an element type of caches");
+    if (!arguments.ok()) return arguments.fail();
+    return startOn(info, std::move(cache), "requantizeCache", [=](KvCache& held) { return held.requantize(recent, element); }, Napi::Value());
+  });
+}
+
+Napi::Value cacheLayerBytes(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), "cacheLayerBytes", [&]() -> Napi::Value {
+    Arguments arguments(info, "cacheLayerBytes");
+    bool busy;
+    const auto cache = idleCache(arguments, info[0], busy);
+    if (!arguments.ok()) return arguments.fail();
+    if (busy) return raise(info.Env(), "busy", "cacheLayerBytes", "This cache");
+    const int32_t layer = int32_t(arguments.integer(1, "layer", 0, cache->cache->shape().layers - 1));
+    if (!arguments.ok()) return arguments.fail();
+    return Napi::Number::New(info.Env(), double(cache->cache->layerBytes(layer)));
+  });
+}
+
+// saveCacheLayer / loadCacheLayer(cache, layer, bytes: Uint8Array)
+static Napi::Value moveLayer(const Napi::CallbackInfo& info, const char* name, bool save) {
+  return guarded(info.Env(), name, [&]() -> Napi::Value {
+    Arguments arguments(info, name);
+    auto cache = arguments.object<Cache>(info[0], "cache");
+    const Operand memory = arguments.memory(info[2], "bytes");
+    if (!arguments.ok()) return arguments.fail();
+    const int32_t layer = int32_t(arguments.integer(1, "layer", 0, cache->cache->shape().layers - 1));
+    if (!arguments.ok()) return arguments.fail();
+    auto* bytes = static_cast<std::byte*>(memory.data);
+    return startOn(info, std::move(cache), name, [=, size = memory.bytes](KvCache& held) -> Status {
+      if (!save) return held.loadLayer(layer, bytes, size);
+      if (held.layerBytes(layer) > size) return argumentError("saveCacheLayer", "bytes", "is too short", size);
+      held.saveLayer(layer, bytes);
+      return {};
+    }, info[2]);
+  });
+}
+
+Napi::Value saveCacheLayer(const Napi::CallbackInfo& info) { return moveLayer(info, "saveCacheLayer", true); }
+Napi::Value loadCacheLayer(const Napi::CallbackInfo& info) { return moveLayer(info, "loadCacheLayer", false); }
 
 }  // namespace tl::binding

@@ -13,6 +13,12 @@ Napi::Value createCache(const Napi::CallbackInfo& info);
 Napi::Value forkCache(const Napi::CallbackInfo& info);
 Napi::Value truncateCache(const Napi::CallbackInfo& info);
 Napi::Value cacheStatistics(const Napi::CallbackInfo& info);
+Napi::Value observeCache(const Napi::CallbackInfo& info);
+Napi::Value readCache(const Napi::CallbackInfo& info);
+Napi::Value requantizeCache(const Napi::CallbackInfo& info);
+Napi::Value cacheLayerBytes(const Napi::CallbackInfo& info);
+Napi::Value saveCacheLayer(const Napi::CallbackInfo& info);
+Napi::Value loadCacheLayer(const Napi::CallbackInfo& info);
 Napi::Value run(const Napi::CallbackInfo& info);
 
 }  // namespace tl::binding

@@ -25,14 +25,67 @@ class RunProgram : public Work {
     if (!turn.ok()) return {Code::memory, "run", "threads", "out of memory for scratch"};
     std::byte* arena = SharedArena::ensure(program->program.arenaBytes());
     if (!arena) return {Code::memory, "run", "arena", "out of memory for the arena", program->program.arenaBytes(), 0};
-    // All or nothing: the cache grows before the first op and counts the new tokens only after the last one.
-    if (cache) TL_TRY(cache->cache->reserve(step.newTokens));
-    const Status status = program->program.run({activeTable(), pool, symbols.data(), bindings.data(), scalars.data(), arena, cancel});
+    if (cache) {
+      TL_TRY(checkSizes());
+      // All or nothing: the cache grows before the first op and counts the new tokens only after the last one.
+      TL_TRY(cache->cache->reserve(step.newTokens));
+    }
+    Status status = program->program.run({activeTable(), pool, symbols.data(), bindings.data(), scalars.data(), arena, cancel});
     if (!cache) return status;
-    if (!status) return cache->cache->commit(step.newTokens);
-    cache->cache->trim();  // the pages that the step was given
+    if (!status) status = program->program.cache().kept >= 0 ? evict(pool) : commit();
+    if (status) cache->cache->trim();  // the pages that the step was given
     return status;
   }
+
+ private:
+  const Operand& bound(int32_t binding) const { return bindings[size_t(binding)]; }
+
+  Status checkSizes() const {
+    const CachePlan& plan = program->program.cache();
+    const int64_t n = step.newTokens;
+    const auto tooShort = [&](int32_t binding, int64_t elements) { return binding >= 0 && bound(binding).bytes < elements * int64_t(elementBytes(bound(binding).dtype)); };
+    if (tooShort(plan.positions, n) || tooShort(plan.path, n) || tooShort(plan.count, 1)) return argumentError("run", "bindings", "positions or path are shorter than the step", n);
+    const KvShape& shape = cache->cache->shape();
+    if (plan.kept >= 0 && tooShort(plan.kept, int64_t(shape.layers) * shape.kvHeads * symbols[size_t(plan.keptStride)]))
+      return argumentError("run", "bindings", "kept is shorter than the cache", bound(plan.kept).bytes);
+    return {};
+  }
+
+  // JavaScript may write to its memory at any time: what is checked and used twice is copied.
+  template <typename T> std::vector<T> copied(int32_t binding, int64_t count) const {
+    const T* from = static_cast<const T*>(bound(binding).data);
+    return std::vector<T>(from, from + count);
+  }
+
+  Status commit() {
+    const CachePlan& plan = program->program.cache();
+    try {
+      const std::vector<int32_t> positions = plan.positions >= 0 ? copied<int32_t>(plan.positions, step.newTokens) : std::vector<int32_t>();
+      if (plan.path < 0) return cache->cache->commit(step.newTokens, plan.positions >= 0 ? positions.data() : nullptr);
+      const std::vector<int32_t> path = copied<int32_t>(plan.path, step.newTokens), count = copied<int32_t>(plan.count, 1);
+      return cache->cache->commitRows(step.newTokens, path.data(), count[0], positions.data());
+    } catch (const std::bad_alloc&) {
+      return {Code::memory, "run", "positions", "out of memory"};
+    }
+  }
+
+  Status evict(ThreadPool& pool) {
+    const CachePlan& plan = program->program.cache();
+    KvCache& held = *cache->cache;
+    const int64_t heads = int64_t(held.shape().layers) * held.shape().kvHeads, stride = symbols[size_t(plan.keptStride)];
+    try {
+      const std::vector<uint8_t> kept = copied<uint8_t>(plan.kept, heads * stride);
+      TL_TRY(held.prepareKeep(kept.data(), stride, plan.dense != 0));
+      pool.parallelFor(heads, 1, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) held.keepHead(int32_t(i / held.shape().kvHeads), int32_t(i % held.shape().kvHeads), kept.data() + i * stride);
+      });
+    } catch (const std::bad_alloc&) {
+      return {Code::memory, "run", "kept", "out of memory"};
+    }
+    held.finishKeep();
+    return {};
+  }
+
   void finished() override {
     if (cache) cache->busy.store(false);
     cache.reset();
@@ -93,7 +146,7 @@ Napi::Value run(const Napi::CallbackInfo& info) {
         work->keep(value);
       }
     }
-    if (arguments.ok() && (program.cacheBinding() >= 0) != bool(work->cache)) arguments.set("bindings", "the program needs a cache");
+    if (arguments.ok() && (program.cache().binding >= 0) != bool(work->cache)) arguments.set("bindings", "the program needs a cache");
     if (!arguments.ok()) {
       work->cache.reset();
       return arguments.fail();
@@ -103,7 +156,8 @@ Napi::Value run(const Napi::CallbackInfo& info) {
         work->cache.reset();
         return raise(env, "busy", "run", "This cache");
       }
-      work->step = {work->cache->cache.get(), work->symbols[size_t(program.newTokensSymbol())]};
+      const int32_t symbol = program.cache().newTokens;
+      work->step = {work->cache->cache.get(), symbol >= 0 ? work->symbols[size_t(symbol)] : 0};
     }
     work->cancel = static_cast<int32_t*>(cancel.data);
     work->keep(info[5]);

@@ -10,7 +10,7 @@ export interface NativeHandle {
 export type Bytes = Float32Array | Int32Array | Uint16Array | Uint8Array | Int8Array | BigInt64Array;
 
 /** The element types of cpp/core/dtype.h, by number. */
-export const dtypeCode = { none: 0, f32: 1, f16: 2, bf16: 3, i8: 4, u8: 5, i32: 6, i64: 7, q8: 8, packed: 9, cache: 10 } as const;
+export const dtypeCode = { none: 0, f32: 1, f16: 2, bf16: 3, i8: 4, u8: 5, i32: 6, i64: 7, q8: 8, packed: 9, cache: 10, i4: 11 } as const;
 /** The storage types of cpp/kernels/packed_weight.h, by number. */
 export const storageCode = { f32: 0, f16: 1, bf16: 2, q4_0: 3, q4_1: 4, q5_0: 5, q5_1: 6, q8_0: 7, q2_k: 8, q3_k: 9, q4_k: 10, q5_k: 11, q6_k: 12, iq4_nl: 13 } as const;
 
@@ -38,6 +38,10 @@ export interface CacheStatistics {
   readonly tokens: number;
   readonly bytesHeld: number;
   readonly bytesShared: number;
+  /** One more than the largest position held. */
+  readonly nextPosition: number;
+  /** Tokens of each layer and head, `[layers, kvHeads]`. */
+  readonly lengths: Int32Array;
 }
 
 /** The whole native surface. Synchronous calls are short; promises run off the event loop. */
@@ -59,9 +63,20 @@ export interface NativeAddon {
   createProgram(words: Float64Array, constants: readonly NativeHandle[]): NativeHandle;
   createPool(layers: number, kvHeads: number, headDim: number, element: number, byteLimit: number): NativeHandle;
   createCache(pool: NativeHandle): NativeHandle;
-  forkCache(cache: NativeHandle): NativeHandle;
+  /** A cache of the first `tokens` tokens that shares their pages. */
+  forkCache(cache: NativeHandle, tokens: number): NativeHandle;
   truncateCache(cache: NativeHandle, tokens: number): void;
   cacheStatistics(cache: NativeHandle): CacheStatistics;
+  /** Keeps a number a token from now on: see cacheObserve(). */
+  observeCache(cache: NativeHandle): void;
+  /** What a head holds, as f32 `[tokens, headDim]`, and where its tokens stand. */
+  readCache(cache: NativeHandle, layer: number, head: number, keys: Float32Array | null, values: Float32Array | null, positions: Int32Array | null): void;
+  /** Converts the pages before each head's last `recent` tokens to another element type. */
+  requantizeCache(cache: NativeHandle, recent: number, element: number): Promise<void>;
+  cacheLayerBytes(cache: NativeHandle, layer: number): number;
+  saveCacheLayer(cache: NativeHandle, layer: number, bytes: Uint8Array): Promise<void>;
+  /** Into an empty layer; throws for damaged bytes, the cache is to be thrown away then. */
+  loadCacheLayer(cache: NativeHandle, layer: number, bytes: Uint8Array): Promise<void>;
   run(
     program: NativeHandle,
     symbols: Float64Array,

@@ -1,7 +1,7 @@
 // The paged key/value cache: pages of 32 tokens for one layer and one key/value head; block tables and lengths per layer
 // and head, so that head-wise budgets really free memory. Pages are reference counted (shared prefixes, copy on write).
 //
-// A page holds keys transposed, [headDim][32], then values, [32][headDim], both in the cache's element type, and the
+// A page holds keys transposed, [headDim][32], then values, [32][headDim], both in the page's element type, and the
 // position of each of its tokens. Lanes are keys while scores are formed and head dimensions while values are summed, for
 // one query as for many, so results do not depend on how many queries a step has.
 #pragma once
@@ -17,39 +17,70 @@
 namespace tl {
 
 constexpr int32_t kPageTokens = 32;
+constexpr int64_t kPageGroup = 32;  // dimensions that share scale and minimum in i4
+
+constexpr bool isCacheElement(DType type) {
+  return type == DType::f32 || type == DType::f16 || type == DType::bf16 || type == DType::i8 || type == DType::i4;
+}
 
 struct KvShape {
   int32_t layers = 0, kvHeads = 0, headDim = 0;
-  DType element = DType::f16;  // f32, f16 or bf16
-  int64_t halfPageBytes() const { return int64_t(kPageTokens) * headDim * int64_t(elementBytes(element)); }
-  int64_t pageBytes() const;  // with its header
+  DType element = DType::f16;  // of what is appended: f32, f16, bf16, i8 or i4
 };
 
-// One page: this header, then keys, then values. Written only by a cache that holds the one reference.
+// Where things lie in a page of one element type. Quantised (arXiv 2303.06865, 2402.02750):
+//   i8  x = q · scale, a scale a token: key scales [32], value scales [32]
+//   i4  x = minimum + q · scale for each 32 dimensions: keys [⌈headDim / 2⌉][32], scales [groups][32], minima [groups][32];
+//       values [32][⌈headDim / 2⌉], scales [32][groups], minima [32][groups]
+struct KvLayout {
+  DType element;
+  int64_t headDim;
+  int64_t groups() const { return (headDim + kPageGroup - 1) / kPageGroup; }
+  int64_t tokenBytes() const { return element == DType::i4 ? (headDim + 1) / 2 : headDim * int64_t(elementBytes(element)); }
+  int64_t halfBytes() const { return kPageTokens * tokenBytes(); }
+  int64_t halfScales() const { return element == DType::i8 ? kPageTokens : element == DType::i4 ? 2 * kPageTokens * groups() : 0; }
+  int64_t dataBytes() const { return 2 * (halfBytes() + halfScales() * int64_t(sizeof(float))); }
+  int64_t pageBytes() const;  // with the header
+};
+
+// One page: this header, keys, values, key scales, value scales. Written only by a cache that holds the one reference.
 struct alignas(kAlignment) KvPage {
   std::atomic<int32_t> references;
+  DType element;
   int32_t positions[kPageTokens];
   std::byte* keys() { return reinterpret_cast<std::byte*>(this + 1); }
   const std::byte* keys() const { return reinterpret_cast<const std::byte*>(this + 1); }
+  std::byte* values(const KvLayout& layout) { return keys() + layout.halfBytes(); }
+  const std::byte* values(const KvLayout& layout) const { return keys() + layout.halfBytes(); }
+  float* keyScales(const KvLayout& layout) { return reinterpret_cast<float*>(keys() + 2 * layout.halfBytes()); }
+  const float* keyScales(const KvLayout& layout) const { return reinterpret_cast<const float*>(keys() + 2 * layout.halfBytes()); }
+  float* valueScales(const KvLayout& layout) { return keyScales(layout) + layout.halfScales(); }
+  const float* valueScales(const KvLayout& layout) const { return keyScales(layout) + layout.halfScales(); }
 };
 
-inline int64_t KvShape::pageBytes() const { return int64_t(sizeof(KvPage)) + 2 * halfPageBytes(); }
+inline int64_t KvLayout::pageBytes() const { return int64_t(sizeof(KvPage)) + dataBytes(); }
 
-// Hands out pages of one size up to a byte limit (0 = none). Thread safe. Fresh pages are zeroed: what an earlier session
-// kept is never readable. Freed pages go back to the system at once.
+// Reads a token's key and value as f32, or writes them; any element type.
+void readToken(const KvPage& page, const KvLayout& layout, int64_t slot, float* key, float* value);
+void writeToken(KvPage& page, const KvLayout& layout, int64_t slot, const float* key, const float* value);
+
+// Hands out pages up to a byte limit (0 = none). Thread safe. Fresh pages are zeroed: what an earlier session kept is never
+// readable. Freed pages go back to the system at once.
 class KvPool {
  public:
-  // Errors: a dimension below 1, an element type other than f32, f16, bf16, a page size that does not fit.
+  // Errors: a dimension below 1, an element type that caches do not have, a page size that does not fit.
   static Status create(const KvShape& shape, int64_t byteLimit, std::shared_ptr<KvPool>& pool);
   ~KvPool() = default;
   KvPool(const KvPool&) = delete;
   KvPool& operator=(const KvPool&) = delete;
 
   const KvShape& shape() const { return shape_; }
+  KvLayout layout(DType element) const { return {element, shape_.headDim}; }
   int64_t byteLimit() const { return byteLimit_; }
   int64_t bytesHeld() const { return held_.load(std::memory_order_relaxed); }
 
-  KvPage* take(Status& status);  // null where the limit or the system's memory is reached; one reference
+  // Null where the limit or the system's memory is reached; one reference.
+  KvPage* take(DType element, Status& status);
   void share(KvPage* page) { page->references.fetch_add(1, std::memory_order_relaxed); }
   void release(KvPage* page);
 
@@ -72,12 +103,16 @@ class KvCache {
   KvCache& operator=(const KvCache&) = delete;
 
   const KvShape& shape() const { return pool_->shape(); }
+  KvLayout layout(DType element) const { return pool_->layout(element); }
 
   // Makes room for n more tokens in every layer and head, all or nothing, and makes the pages that they go to this cache's
   // own. Code::memory: nothing was lost, the cache is as before.
   Status reserve(int64_t n);
   // Counts n appended tokens, at `positions` [n] (null: behind the last position).
   Status commit(int64_t n, const int32_t* positions = nullptr);
+  // Of n appended tokens keeps rows path[0] < path[1] < … < path[count − 1], moved together, and gives the rest back: the
+  // accepted path of a draft tree (arXiv 2305.09781). `positions` [n] are those of all rows.
+  Status commitRows(int64_t n, const int32_t* path, int64_t count, const int32_t* positions);
   // Keeps the first `length` tokens of each layer and head, and gives the pages behind them back.
   void truncate(int64_t length);
   // Drops the last n tokens of each layer and head (rejected draft tokens).
@@ -85,8 +120,30 @@ class KvCache {
   // Gives back pages that were reserved and not used.
   void trim();
   void clear();
-  // A second cache of the same tokens that shares all pages; each side copies a page when it writes to it.
-  Status fork(std::unique_ptr<KvCache>& copy) const;
+  // A second cache of the first `tokens` tokens of each head that shares all pages; each side copies a page when it writes to it.
+  Status fork(std::unique_ptr<KvCache>& copy, int64_t tokens) const;
+
+  // Eviction, in three steps, so that all of it or nothing happens. `kept` [layers, kvHeads, stride]: 1 keeps a token.
+  //   prepareKeep  takes the pages that shared ones have to make way for     Code::memory: the cache is as before
+  //   keepHead     moves a head's kept tokens together; heads may go in parallel
+  //   finishKeep   gives back what is free now
+  // With `dense`, tokens that will not be at the position of their slot lie in pages of this cache alone: see cacheRotate.
+  Status prepareKeep(const uint8_t* kept, int64_t stride, bool dense);
+  void keepHead(int32_t layer, int32_t head, const uint8_t* kept);
+  void finishKeep();
+  // Pages of each head that lie wholly before its last `recent` tokens become pages of `element`. All or nothing.
+  Status requantize(int64_t recent, DType element);
+
+  // A number a token that moves with it: what attention has given it so far. Off by default.
+  void observe() { observing_ = true; }
+  bool observing() const { return observing_; }
+  float* scores(int32_t layer, int32_t head);              // [capacity]; null where not observing
+  const float* scores(int32_t layer, int32_t head) const;
+
+  // One layer as bytes, and back into an empty layer: lengths, positions, pages. Not a file format by itself.
+  int64_t layerBytes(int32_t layer) const;
+  void saveLayer(int32_t layer, std::byte* to) const;
+  Status loadLayer(int32_t layer, const std::byte* from, int64_t bytes);
 
   // The longest head's number of tokens; the same in all heads until a policy evicts.
   int64_t length() const;
@@ -95,8 +152,11 @@ class KvCache {
   // One more than the largest position committed and kept; 0 where empty.
   int64_t nextPosition() const;
   int32_t position(int32_t layer, int32_t head, int64_t token) const;
+  void setPosition(int32_t layer, int32_t head, int64_t token, int32_t position);
   int64_t bytesHeld() const;    // all pages of this cache, shared ones too
   int64_t bytesShared() const;  // of these, pages that another cache holds as well
+  // Whether pages of more than one element type may be among those of a head.
+  bool mixed() const { return mixed_; }
 
   // The block table of a head: capacity / 32 pages.
   KvPage* const* pages(int32_t layer, int32_t head) const;
@@ -104,13 +164,19 @@ class KvCache {
  private:
   struct Head {
     std::vector<KvPage*> pages;
-    int64_t length = 0;
+    std::vector<KvPage*> spare;  // between prepareKeep and keepHead: page i's stand-in, or null
+    std::vector<float> scores;
+    int64_t length = 0, kept = 0;
   };
   size_t index(int32_t layer, int32_t head) const { return size_t(layer) * size_t(shape().kvHeads) + size_t(head); }
   Status reserveHead(Head& head, int64_t n);
+  Status prepareHead(Head& head, const uint8_t* kept, bool dense);
+  Status makeOwn(KvPage*& page);
+  void copyToken(KvPage& to, int64_t toSlot, const KvPage& from, int64_t fromSlot) const;
   void trimHead(Head& head);
   std::shared_ptr<KvPool> pool_;
   std::vector<Head> heads_;
+  bool observing_ = false, mixed_ = false;
 };
 
 // What a running step sees: the cache and how many tokens it appends. View::data of dtype `cache` points here.

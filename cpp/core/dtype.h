@@ -19,6 +19,7 @@ enum class DType : int32_t {
   q8 = 8,       // rows quantised for integer matmuls: see kernels/quantized_rows.h
   packed = 9,   // View::data points at a PackedWeight
   cache = 10,   // View::data points at a KvStep
+  i4 = 11,      // two a byte, low half first: only within cache pages
 };
 
 constexpr size_t elementBytes(DType type) {

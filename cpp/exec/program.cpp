@@ -9,7 +9,7 @@ namespace tl {
 namespace {
 
 constexpr double kMagic = 0x746C6F6F6D;  // "tloom"
-constexpr double kVersion = 1;
+constexpr double kVersion = 2;
 constexpr int64_t kMost = int64_t(1) << 53;
 
 class Reader {
@@ -76,9 +76,12 @@ Status Program::decode(const double* words, size_t count, std::vector<Operand> c
   if (!in.number(magic) || magic != kMagic || !in.number(version) || version != kVersion) return malformed(in, "magic");
   int32_t constantCount, bindingCount, instructionCount;
   if (!in.small(0, 1024, program.symbols_) || !in.small(0, 1 << 20, constantCount) || !in.small(0, 1 << 16, bindingCount) ||
-      !in.small(0, 1 << 16, program.scalars_) || !in.integer(0, kMost, program.arenaBytes_) || !in.small(0, 1 << 24, instructionCount) ||
-      !in.small(-1, bindingCount - 1, program.cacheBinding_) || !in.small(-1, program.symbols_ - 1, program.newTokensSymbol_))
+      !in.small(0, 1 << 16, program.scalars_) || !in.integer(0, kMost, program.arenaBytes_) || !in.small(0, 1 << 24, instructionCount))
     return malformed(in, "header");
+  CachePlan& cache = program.cache_;
+  for (int32_t* binding : {&cache.binding, &cache.positions, &cache.path, &cache.count, &cache.kept})
+    if (!in.small(-1, bindingCount - 1, *binding)) return malformed(in, "cache");
+  if (!in.small(-1, program.symbols_ - 1, cache.newTokens) || !in.small(-1, program.symbols_ - 1, cache.keptStride) || !in.small(0, 1, cache.dense)) return malformed(in, "cache");
   if (size_t(constantCount) != constants.size()) return malformed(in, "constants");
   if (in.left() < size_t(bindingCount) || in.left() < size_t(instructionCount)) return malformed(in, "counts");
   program.constants_ = std::move(constants);
@@ -87,8 +90,12 @@ Status Program::decode(const double* words, size_t count, std::vector<Operand> c
     if (!in.small(int(DType::f32), int(DType::cache), type)) return malformed(in, "binding");
     program.bindings_.push_back(DType(type));
   }
-  if ((program.cacheBinding_ >= 0) != (program.newTokensSymbol_ >= 0)) return malformed(in, "cache");
-  if (program.cacheBinding_ >= 0 && program.bindings_[size_t(program.cacheBinding_)] != DType::cache) return malformed(in, "cache");
+  const auto isType = [&](int32_t binding, DType type) { return binding < 0 || (cache.binding >= 0 && program.bindings_[size_t(binding)] == type); };
+  if (!isType(cache.binding, DType::cache) || !isType(cache.positions, DType::i32) || !isType(cache.path, DType::i32) || !isType(cache.count, DType::i32) || !isType(cache.kept, DType::u8))
+    return malformed(in, "cache");
+  if ((cache.path >= 0) != (cache.count >= 0) || (cache.path >= 0 && (cache.newTokens < 0 || cache.positions < 0)) || (cache.kept >= 0) != (cache.keptStride >= 0) ||
+      (cache.kept >= 0 && cache.newTokens >= 0))
+    return malformed(in, "cache");
   for (int32_t i = 0; i < instructionCount; ++i) {
     int32_t op;
     if (!in.small(0, int(Op::count) - 1, op)) return malformed(in, "op");

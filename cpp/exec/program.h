@@ -2,7 +2,8 @@
 // no model and no paper.
 //
 // A program arrives as doubles (all integers below 2^53, so nothing is lost), written by lib/graph/compile.ts:
-//   header    magic, version, symbols, constants, bindings, scalars, arenaBytes, instructions, cacheBinding, newTokensSymbol
+//   header    magic, version, symbols, constants, bindings, scalars, arenaBytes, instructions, then what the run does
+//             with a cache: see CachePlan, eight words
 //   bindings  per binding: dtype
 //   then per instruction: op, its views, its parameters
 //   view      kind (0 absent, 1 arena, 2 constant, 3 binding), and unless absent: index, offset (3 words), dtype, rank, then
@@ -45,6 +46,13 @@ struct ParameterPlan {
   int32_t index = 0;
 };
 
+// What a run does with its cache: binding indices and symbols, −1 = none. Appended tokens are counted after the last op, at
+// `positions` (i32 [newTokens]); of a draft tree only the rows path[0 … count − 1] (i32 [newTokens], i32 [1]), which ops write.
+// Or tokens are evicted: those with a zero in `kept` (u8 [layers, kvHeads, keptStride]).
+struct CachePlan {
+  int32_t binding = -1, newTokens = -1, positions = -1, path = -1, count = -1, kept = -1, keptStride = -1, dense = 0;
+};
+
 struct Instruction {
   Op op;
   uint32_t firstView, firstParameter;
@@ -66,9 +74,7 @@ class Program {
   int32_t symbols() const { return symbols_; }
   int32_t scalars() const { return scalars_; }
   const std::vector<DType>& bindings() const { return bindings_; }
-  // Index of the binding that holds the cache (−1 = none), and of the symbol that tells how many tokens the run appends.
-  int32_t cacheBinding() const { return cacheBinding_; }
-  int32_t newTokensSymbol() const { return newTokensSymbol_; }
+  const CachePlan& cache() const { return cache_; }
 
   struct Run {
     const KernelTable& table;
@@ -84,7 +90,8 @@ class Program {
  private:
   Status resolve(const ViewPlan& plan, const Run& run, View& view) const;
 
-  int32_t symbols_ = 0, scalars_ = 0, cacheBinding_ = -1, newTokensSymbol_ = -1;
+  int32_t symbols_ = 0, scalars_ = 0;
+  CachePlan cache_;
   int64_t arenaBytes_ = 0;
   std::vector<DType> bindings_;
   std::vector<Operand> constants_;

@@ -56,7 +56,11 @@ struct CacheAppendArgs { View key, value, cache; double layer; };
 // ---- attention.cpp
 // Causal attention of the step's queries [n, heads, headDim] over the cache, the step's own tokens included.
 // window 0 = unlimited; softcap 0 = none; sinks: tokens at the start that a window always sees. out [n, heads, headDim].
-struct CachedAttentionArgs { View query, cache, out; double layer, scale, window, softcap, sinks; };
+//   tree        (optional) i32 [n, words]: the new tokens are nodes of a draft tree in order of depth; bit j of row i: node i
+//               descends from node j, or is it. A node's result is that of decoding its path token by token, to the bit.
+//   logSumExp   (optional) [n, heads], natural logarithm
+//   columnSums  (optional, not with tree) [heads, most keys]: weights summed over the last `columnQueries` queries; needs logSumExp
+struct CachedAttentionArgs { View query, cache, tree, out, logSumExp, columnSums; double layer, scale, window, softcap, sinks, columnQueries; };
 
 // The whole family: softmax attention of query [batch, heads, queries, headDim] over key [batch, kvHeads, keys, headDim] and
 // value [batch, kvHeads, keys, valueDim]; any strides but 1 along the last axis; f32, f16 or bf16. Query head h reads

@@ -5,6 +5,7 @@
 // Both are one loop, attention_loop_inl.h. Its parts:
 //   attention_tile_inl.h   multiply-adds and softmax on tiles       attention_mask_inl.h   which keys a query sees
 //   attention_score_inl.h  what is added to scores                  attention_source_inl.h where keys and values lie
+//   attention_path_inl.h   draft trees over the cache
 //   attention_run_inl.h    threads, split keys, column sums         attention_open_inl.h   operands of `attention`
 #include "../cache/kv.h"
 #include "../simd/target.h"
@@ -35,12 +36,58 @@ void cachedUnit(const Problem& problem, int64_t index, Unit& unit) {
   unit.keys = cache.length(context.layer, int32_t(index)) + context.step.newTokens;
   unit.source.pages = cache.pages(context.layer, int32_t(index));
   unit.source.element = cache.shape().element;
+  unit.source.mixed = cache.mixed();
   unit.source.headDim = problem.headDim;
   unit.source.valueDim = problem.valueDim;
   unit.mask.keys = unit.keys;
   unit.mask.offset = unit.keys - unit.queries;
   unit.mask.window = int64_t(context.args.window);
   unit.mask.sinks = int64_t(context.args.sinks);
+  if (const View& tree = context.args.tree; tree.present()) {
+    unit.mask.shape = MaskShape::path;
+    unit.mask.operands.tree = tree.as<int32_t>();
+    unit.mask.operands.treeWords = tree.dims[1];
+    unit.mask.operands.prefix = unit.keys - unit.queries;
+  }
+  if (const View& lse = context.args.logSumExp; lse.present())
+    unit.logSumExp = {reinterpret_cast<std::byte*>(lse.as<float>() + index * problem.group * lse.strides[1]), DType::f32, lse.strides[0], lse.strides[1]};
+  if (const View& sums = context.args.columnSums; sums.present())
+    unit.columnSums = {reinterpret_cast<std::byte*>(sums.as<float>() + index * problem.group * sums.strides[0]), DType::f32, 0, sums.strides[0]};
+}
+
+// Row i of a tree's mask: its own bit, and its ancestors' before it; nodes come in order of depth.
+Status checkTree(const View& tree, int64_t nodes) {
+  constexpr const char* op = "cachedAttention";
+  if (tree.dtype != DType::i32 || tree.rank != 2) return argumentError(op, "tree", "must be i32 [nodes, words]", int64_t(tree.dtype));
+  if (tree.dims[0] != nodes) return shapeError(op, "tree", "must have one row for each new token", nodes, tree.dims[0]);
+  const int64_t words = tree.dims[1];
+  if (words < ceilDiv(nodes, 32)) return shapeError(op, "tree", "must have a bit for each node", ceilDiv(nodes, 32), words);
+  if (nodes > 1 && tree.strides[0] != words) return argumentError(op, "tree", "must have contiguous rows", tree.strides[0]);
+  int64_t before = 0;
+  for (int64_t i = 0; i < nodes; ++i) {
+    const auto* row = reinterpret_cast<const uint32_t*>(tree.as<int32_t>()) + i * words;
+    int64_t depth = 0;
+    for (int64_t w = 0; w < words; ++w) {
+      const int64_t past = std::clamp<int64_t>(i + 1 - w * 32, 0, 32);  // bits of this word that may be set
+      if (past < 32 && row[w] >> past) return argumentError(op, "tree", "a node sees a later one", i);
+      depth += __builtin_popcount(row[w]);
+    }
+    if (!(row[i / 32] >> (i % 32) & 1)) return argumentError(op, "tree", "a node does not see itself", i);
+    if (depth < before) return argumentError(op, "tree", "nodes must come in order of depth", i);
+    before = depth;
+  }
+  return {};
+}
+
+Status checkColumnSums(const CachedAttentionArgs& args, int64_t heads, int64_t keys) {
+  constexpr const char* op = "cachedAttention";
+  if (!args.logSumExp.present()) return argumentError(op, "columnSums", "needs logSumExp");
+  if (args.tree.present()) return argumentError(op, "columnSums", "cannot be had of a tree");
+  if (!isWhole(args.columnQueries)) return argumentError(op, "columnQueries", "must be a whole number, 0 or more", int64_t(args.columnQueries));
+  const View& sums = args.columnSums;
+  if (sums.dtype != DType::f32 || sums.rank != 2 || sums.dims[0] != heads) return shapeError(op, "columnSums", "must be f32 [heads, keys]", heads, sums.dims[0]);
+  if (sums.dims[1] < keys) return shapeError(op, "columnSums", "is too short for the longest head", keys, sums.dims[1]);
+  return {};
 }
 
 Status checkRows(const char* name, const View& view, int64_t n, int64_t heads, int64_t headDim) {
@@ -145,6 +192,12 @@ Status cachedAttention(const CachedAttentionArgs& args, Context& context) {
     if (keys > cache.capacity(cached.layer, head)) return argumentError(op, "cache", "has no pages reserved for this step", keys);
     problem.mostKeys = std::max(problem.mostKeys, keys);
   }
+  if (args.tree.present()) TL_TRY(checkTree(args.tree, step.newTokens));
+  if (args.logSumExp.present() && (args.logSumExp.dtype != DType::f32 || args.logSumExp.rank != 2 || args.logSumExp.dims[0] != step.newTokens || args.logSumExp.dims[1] != heads))
+    return shapeError(op, "logSumExp", "must be f32 [n, heads]", heads, args.logSumExp.rank == 2 ? args.logSumExp.dims[1] : -1);
+  if (args.columnSums.present()) TL_TRY(checkColumnSums(args, heads, problem.mostKeys));
+  problem.columnSums = args.columnSums.present();
+  problem.columnQueries = int64_t(args.columnQueries);
   setScale(problem, args.scale, args.softcap);
   problem.context = &cached;
   problem.unit = cachedUnit;

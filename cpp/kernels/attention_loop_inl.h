@@ -284,11 +284,15 @@ template <typename AnyBlock> void tileAgainstBlock(const Tile& tile, AnyBlock bl
   for (int64_t r = 0; r < tile.rows; r += kGroupRows) groupAgainstBlock(tile, block, key, r, int(std::min<int64_t>(tile.rows - r, kGroupRows)));
 }
 
+void groupAgainstPaths(const Tile& tile, int64_t key, int64_t first, int rows);  // attention_path_inl.h
+
 // One chunk of keys: tile.space.{maximum, sum, out} become the chunk's own. False where no row sees any of it.
 inline bool tileAgainstChunk(const Tile& tile, int64_t chunk) {
   const int64_t stride = tile.problem.stride(), keys = tile.unit.keys;
   const Source& source = tile.unit.source;
-  const bool inPlace = tile.rows <= kInPlaceRows && source.pages && source.valueDim % kTileWidth == 0;
+  const bool converted = source.element == DType::i8 || source.element == DType::i4 || source.mixed;  // before use, panel by panel
+  const bool inPlace = tile.rows <= kInPlaceRows && source.pages && !converted && source.valueDim % kTileWidth == 0;
+  const int64_t paths = tile.unit.mask.shape == MaskShape::path ? tile.unit.mask.operands.prefix / kBlockKeys * kBlockKeys : keys;
   bool started = false;
   for (int64_t key = chunk * kChunkKeys; key < std::min((chunk + 1) * kChunkKeys, keys); key += kBlockKeys) {
     if (tile.cover(0, tile.rows, key) == Cover::none) continue;
@@ -299,6 +303,10 @@ inline bool tileAgainstChunk(const Tile& tile, int64_t chunk) {
         tile.space.sum[r] = 0;
       }
       std::memset(tile.space.out, 0, size_t(tile.rows * stride) * sizeof(float));
+    }
+    if (key >= paths) {
+      for (int64_t r = 0; r < tile.rows; r += kGroupRows) groupAgainstPaths(tile, key, r, int(std::min<int64_t>(tile.rows - r, kGroupRows)));
+      continue;
     }
     const int count = int(std::min<int64_t>(keys - key, kBlockKeys));
     if (inPlace && source.element == DType::f16) tileAgainstBlock(tile, PageBlock<f16>(source, key, count, keys), key);

@@ -15,6 +15,7 @@ enum class MaskShape : int32_t {
   tree,           // all keys before `prefix`; node j behind it where bit j of the query's row is set  arXiv 2305.09781
   neighbourhood,  // an image's tokens see all text before it and the tokens within `radius`           arXiv 2410.06169
   region,         // query (y, x) of a grid sees the factor × factor keys under it                     arXiv 2407.02392
+  path,           // as tree, with positions along the paths: attention_path_inl.h. Nodes in order of depth
 };
 
 struct ShapeOperands {
@@ -35,6 +36,12 @@ struct KeyMask {
   MaskShape shape = MaskShape::plain;
   ShapeOperands operands;
 
+  int64_t position(int64_t query) const {
+    if (shape != MaskShape::path) return offset + query;
+    int64_t nodes = 0;  // ancestors, the node itself included
+    for (int64_t w = 0; w < operands.treeWords; ++w) nodes += __builtin_popcount(uint32_t(operands.tree[query * operands.treeWords + w]));
+    return operands.prefix + nodes - 1;
+  }
   int64_t begin(int64_t p) const { return window > 0 ? std::max<int64_t>(p - window + 1, 0) : 0; }
   int64_t end(int64_t p) const {
     const int64_t end = causal ? p + 1 : window > 0 ? p + window : keys;
@@ -44,14 +51,14 @@ struct KeyMask {
 
   // Of queries first … last, heads firstHead … lastHead, and the block that starts at `key`.
   Cover cover(int64_t first, int64_t last, int64_t firstHead, int64_t lastHead, int64_t key) const {
-    const int64_t p = offset + first, q = offset + last, blockEnd = key + kBlockKeys;
+    const int64_t p = position(first), q = position(last), blockEnd = key + kBlockKeys;
     const bool inSinks = key < sinksEnd(q);
     if (!inSinks && (key >= end(q) || blockEnd <= begin(p))) return Cover::none;
     const bool allOfSinks = blockEnd <= sinksEnd(p);
     const Cover plain = allOfSinks || (blockEnd <= end(p) && key >= begin(q)) ? Cover::full : Cover::partial;
     Cover shaped = Cover::full;
     switch (shape) {
-      case MaskShape::plain: break;
+      case MaskShape::plain: case MaskShape::path: break;
       case MaskShape::blocks: shaped = coverOfBlocks(first, last, firstHead, lastHead, key); break;
       case MaskShape::tree: shaped = blockEnd <= operands.prefix ? Cover::full : Cover::partial; break;
       case MaskShape::neighbourhood: shaped = coverOfNeighbourhood(first, last, key); break;
@@ -66,13 +73,13 @@ struct KeyMask {
 
   // `seen` comes empty.
   void visible(int64_t query, int64_t head, int64_t key, Visible& seen) const {
-    const int64_t p = offset + query;
+    const int64_t p = position(query);
     addRange(seen, begin(p) - key, end(p) - key);
     if (const int64_t last = sinksEnd(p); last > key) addRange(seen, -key, last - key);
-    if (shape == MaskShape::plain) return;
+    if (shape == MaskShape::plain || shape == MaskShape::path) return;
     Visible shaped = {};
     switch (shape) {
-      case MaskShape::plain: break;
+      case MaskShape::plain: case MaskShape::path: break;
       case MaskShape::blocks: addBlocks(shaped, query, head, key); break;
       case MaskShape::tree: addTree(shaped, query, key); break;
       case MaskShape::neighbourhood: addNeighbourhood(shaped, query, key); break;

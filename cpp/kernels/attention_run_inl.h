@@ -1,6 +1,7 @@
 // Shares attention between threads: tiles of rows, chunks of keys where rows are few, and the column sums behind them. How
 // the work is shared changes no result. Included after attention_loop_inl.h.
 #pragma once
+#include "attention_path_inl.h"
 
 namespace tl::TL_TARGET {
 
@@ -111,7 +112,7 @@ inline void columnSums(const Problem& problem, int64_t index, int64_t chunk, int
     for (int64_t key = firstKey; key < lastKey; key += kBlockKeys) {
       if (tile.cover(0, tile.rows, key) == Cover::none) continue;
       const int count = int(std::min<int64_t>(lastKey - key, kBlockKeys));
-      LoadedBlock block(unit.source, key, count, tile.space.block, false);
+      LoadedBlock block(unit.source, key, count, tile.space.block, true, false);
       for (int64_t first = 0; first < tile.rows; first += kGroupRows) {
         const int rows = int(std::min<int64_t>(tile.rows - first, kGroupRows));
         Visible visible[kGroupRows];

@@ -21,13 +21,15 @@ struct Rows {
 
 struct Source {
   KvPage* const* pages = nullptr;  // null: rows
-  DType element = DType::f16;
+  DType element = DType::f16;      // of rows; of all pages unless `mixed`
+  bool mixed = false;
   Quantized quantized = Quantized::none;
   int64_t headDim = 0, valueDim = 0;
   Rows keys, values;
   const int32_t* table = nullptr;  // block table of the head, null = one run of rows
   int64_t pageSize = 0;
 
+  KvLayout pageLayout(int64_t panel) const { return {pages[panel]->element, headDim}; }
   template <typename T> const T* pageKeys(int64_t panel) const { return reinterpret_cast<const T*>(pages[panel]->keys()); }
   template <typename T> const T* pageValues(int64_t panel) const { return pageKeys<T>(panel) + headDim * kPageTokens; }
   const std::byte* row(const Rows& rows, int64_t key) const {
@@ -155,11 +157,34 @@ template <typename T> void pageKeysToPanel(const Source& source, int64_t first, 
   for (int64_t i = 0; i < source.headDim * kPanelKeys; i += kLanes) store(panel + i, load(from + i));
 }
 
+inline void int8KeysToPanel(const Source& source, int64_t first, float* panel) {
+  const int8_t* from = source.pageKeys<int8_t>(first / kPanelKeys);
+  const float* scales = source.pages[first / kPanelKeys]->keyScales(source.pageLayout(first / kPanelKeys));
+  for (int64_t d = 0; d < source.headDim; ++d, from += kPanelKeys, panel += kPanelKeys)
+    for (int j = 0; j < kPanelKeys; j += kLanes) store(panel + j, mul(loadBytes(from + j), load(scales + j)));
+}
+
+inline void int4KeysToPanel(const Source& source, int64_t first, float* panel) {
+  const KvLayout layout = source.pageLayout(first / kPanelKeys);
+  const uint8_t* from = source.pageKeys<uint8_t>(first / kPanelKeys);
+  for (int64_t d = 0; d < source.headDim; ++d, panel += kPanelKeys) {
+    const float* scales = source.pages[first / kPanelKeys]->keyScales(layout) + d / kPageGroup * kPageTokens;
+    const float* minima = scales + layout.groups() * kPageTokens;
+    uint8_t half[kPanelKeys];
+    for (int j = 0; j < kPanelKeys; ++j) half[j] = d % 2 ? uint8_t(from[d / 2 * kPanelKeys + j] >> 4) : uint8_t(from[d / 2 * kPanelKeys + j] & 15);
+    for (int j = 0; j < kPanelKeys; j += kLanes) store(panel + j, mulAdd(loadBytes(half + j), load(scales + j), load(minima + j)));
+  }
+}
+
 inline void loadKeyPanel(const Source& source, int64_t first, int count, const Ahead& ahead, float* panel) {
   if (source.pages) {
-    if (source.element == DType::f16) pageKeysToPanel<f16>(source, first, panel);
-    else if (source.element == DType::bf16) pageKeysToPanel<bf16>(source, first, panel);
-    else pageKeysToPanel<float>(source, first, panel);
+    switch (source.pages[first / kPanelKeys]->element) {
+      case DType::f16: return pageKeysToPanel<f16>(source, first, panel);
+      case DType::bf16: return pageKeysToPanel<bf16>(source, first, panel);
+      case DType::i8: return int8KeysToPanel(source, first, panel);
+      case DType::i4: return int4KeysToPanel(source, first, panel);
+      default: return pageKeysToPanel<float>(source, first, panel);
+    }
   } else if (source.quantized == Quantized::int8) transposeKeys<Int8Reader>(source, first, count, ahead, panel);
   else if (source.quantized == Quantized::int4) transposeKeys<Int4Reader>(source, first, count, ahead, panel);
   else if (source.element == DType::f16) transposeKeys<FloatReader<f16>>(source, first, count, ahead, panel);
@@ -179,11 +204,32 @@ template <typename Reader> void rowValuesToPanel(const Source& source, int64_t f
   });
 }
 
+inline void int8ValuesToPanel(const Source& source, int64_t first, int count, float* panel) {
+  const KvPage& page = *source.pages[first / kPanelKeys];
+  const KvLayout layout = source.pageLayout(first / kPanelKeys);
+  const auto* from = reinterpret_cast<const int8_t*>(page.values(layout));
+  spreadValues<Int8Reader>(source, count, Ahead{}, panel, [&](int j) { return Int8Reader{from + j * source.valueDim, page.valueScales(layout)[j]}; });
+}
+
+inline void int4ValuesToPanel(const Source& source, int64_t first, int count, float* panel) {
+  const KvPage& page = *source.pages[first / kPanelKeys];
+  const KvLayout layout = source.pageLayout(first / kPanelKeys);
+  const auto* from = reinterpret_cast<const uint8_t*>(page.values(layout));
+  const float* scales = page.valueScales(layout);
+  spreadValues<Int4Reader>(source, count, Ahead{}, panel, [&](int j) {
+    return Int4Reader{from + j * layout.tokenBytes(), scales + j * layout.groups(), scales + (kPageTokens + j) * layout.groups()};
+  });
+}
+
 inline void loadValuePanel(const Source& source, int64_t first, int count, const Ahead& ahead, float* panel) {
   if (source.pages) {
-    if (source.element == DType::f16) pageValuesToPanel<f16>(source, first, count, panel);
-    else if (source.element == DType::bf16) pageValuesToPanel<bf16>(source, first, count, panel);
-    else pageValuesToPanel<float>(source, first, count, panel);
+    switch (source.pages[first / kPanelKeys]->element) {
+      case DType::f16: return pageValuesToPanel<f16>(source, first, count, panel);
+      case DType::bf16: return pageValuesToPanel<bf16>(source, first, count, panel);
+      case DType::i8: return int8ValuesToPanel(source, first, count, panel);
+      case DType::i4: return int4ValuesToPanel(source, first, count, panel);
+      default: return pageValuesToPanel<float>(source, first, count, panel);
+    }
   } else if (source.quantized == Quantized::int8) rowValuesToPanel<Int8Reader>(source, first, count, ahead, panel);
   else if (source.quantized == Quantized::int4) rowValuesToPanel<Int4Reader>(source, first, count, ahead, panel);
   else if (source.element == DType::f16) rowValuesToPanel<FloatReader<f16>>(source, first, count, ahead, panel);
@@ -196,15 +242,15 @@ inline void loadValuePanel(const Source& source, int64_t first, int count, const
 // Many rows: the whole block is converted once and used by all of them.
 struct LoadedBlock : Block<float> {
   static constexpr bool kPanelwise = false;
-  LoadedBlock(const Source& source, int64_t first, int count, float* space, bool values = true) {
+  LoadedBlock(const Source& source, int64_t first, int count, float* space, bool withKeys = true, bool withValues = true) {
     float* valueSpace = space + kBlockKeys * source.headDim;
     for (int p = 0; p * kPanelKeys < count; ++p) {
       float* k = space + p * kPanelKeys * source.headDim;
       float* v = valueSpace + p * kPanelKeys * paddedDim(source.valueDim);
       keys[p] = k;
       this->values[p] = v;
-      loadKeyPanel(source, first + p * kPanelKeys, std::min(count - p * kPanelKeys, kPanelKeys), Ahead{}, k);
-      if (values) loadValuePanel(source, first + p * kPanelKeys, std::min(count - p * kPanelKeys, kPanelKeys), Ahead{}, v);
+      if (withKeys) loadKeyPanel(source, first + p * kPanelKeys, std::min(count - p * kPanelKeys, kPanelKeys), Ahead{}, k);
+      if (withValues) loadValuePanel(source, first + p * kPanelKeys, std::min(count - p * kPanelKeys, kPanelKeys), Ahead{}, v);
     }
     valueRow = kTileWidth;
     valueColumn = kPanelKeys * kTileWidth;

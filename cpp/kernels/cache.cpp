@@ -2,6 +2,7 @@
 // values [32][headDim], see cache/kv.h. key, value [n, kvHeads, headDim] f32, any stride along tokens and heads.
 #include "../cache/kv.h"
 #include "../simd/target.h"
+#include "quantize_inl.h"
 
 namespace tl::TL_TARGET {
 namespace {
@@ -27,6 +28,32 @@ template <typename T> void writePage(KvPage* page, int64_t headDim, int slot, in
   for (int i = 0; i < count; ++i) convert(values + (slot + i) * headDim, value + i * valueStride, int(headDim));
 }
 
+void writeInt8(KvPage* page, const KvLayout& layout, int slot, const float* key, const float* value) {
+  constexpr int most = 1024;
+  int8_t row[most];
+  const int64_t headDim = layout.headDim;
+  auto* keys = reinterpret_cast<int8_t*>(page->keys());
+  page->keyScales(layout)[slot] = quantizeInt8(key, headDim, row);
+  for (int64_t d = 0; d < headDim; ++d) keys[d * kPageTokens + slot] = row[d];
+  page->valueScales(layout)[slot] = quantizeInt8(value, headDim, reinterpret_cast<int8_t*>(page->values(layout)) + slot * headDim);
+}
+
+void writeInt4(KvPage* page, const KvLayout& layout, int slot, const float* key, const float* value) {
+  const int64_t groups = layout.groups(), bytes = layout.tokenBytes();
+  auto* keys = reinterpret_cast<uint8_t*>(page->keys());
+  auto* values = reinterpret_cast<uint8_t*>(page->values(layout)) + slot * bytes;
+  float *keyScales = page->keyScales(layout), *valueScales = page->valueScales(layout);
+  for (int64_t g = 0; g < groups; ++g) {
+    int8_t q[kPageGroup] = {};
+    const int n = int(std::min(layout.headDim - g * kPageGroup, kPageGroup));
+    const int64_t ofKey = g * kPageTokens + slot, ofValue = slot * groups + g, minima = groups * kPageTokens;
+    quantizeInt4(key + g * kPageGroup, n, q, keyScales[ofKey], keyScales[minima + ofKey]);
+    for (int i = 0; i < n; i += 2) keys[(g * kPageGroup + i) / 2 * kPageTokens + slot] = uint8_t(q[i] | (i + 1 < n ? q[i + 1] << 4 : 0));
+    quantizeInt4(value + g * kPageGroup, n, q, valueScales[ofValue], valueScales[minima + ofValue]);
+    for (int i = 0; i < n; i += 2) values[(g * kPageGroup + i) / 2] = uint8_t(q[i] | (i + 1 < n ? q[i + 1] << 4 : 0));
+  }
+}
+
 Status checkRows(const char* name, const View& view, int64_t n, const KvShape& shape) {
   constexpr const char* op = "cacheAppend";
   if (view.dtype != DType::f32) return argumentError(op, name, "must be f32", int64_t(view.dtype));
@@ -50,6 +77,7 @@ Status cacheAppend(const CacheAppendArgs& args, Context& context) {
   TL_TRY(checkRows("value", args.value, step.newTokens, shape));
   if (!(args.layer >= 0 && args.layer < shape.layers)) return argumentError(op, "layer", "is not in the cache", int64_t(args.layer));
   if (step.newTokens == 0) return {};
+  if (shape.element == DType::i8 && shape.headDim > 1024) return shapeError(op, "cache", "an int8 cache has head dimensions of at most 1,024", 1024, shape.headDim);
   const int32_t layer = int32_t(args.layer);
   for (int32_t head = 0; head < shape.kvHeads; ++head)
     if (cache.length(layer, head) + step.newTokens > cache.capacity(layer, head))
@@ -65,7 +93,11 @@ Status cacheAppend(const CacheAppendArgs& args, Context& context) {
       const int slot = int(from % kPageTokens), count = int(to - from);
       const float* key = args.key.as<float>() + (from - length) * args.key.strides[0] + head * args.key.strides[1];
       const float* value = args.value.as<float>() + (from - length) * args.value.strides[0] + head * args.value.strides[1];
-      if (shape.element == DType::f16) writePage<f16>(target, shape.headDim, slot, count, key, args.key.strides[0], value, args.value.strides[0]);
+      const KvLayout layout = cache.layout(shape.element);
+      if (shape.element == DType::i8 || shape.element == DType::i4) {
+        for (int j = 0; j < count; ++j)
+          (shape.element == DType::i8 ? writeInt8 : writeInt4)(target, layout, slot + j, key + j * args.key.strides[0], value + j * args.value.strides[0]);
+      } else if (shape.element == DType::f16) writePage<f16>(target, shape.headDim, slot, count, key, args.key.strides[0], value, args.value.strides[0]);
       else if (shape.element == DType::bf16) writePage<bf16>(target, shape.headDim, slot, count, key, args.key.strides[0], value, args.value.strides[0]);
       else writePage<float>(target, shape.headDim, slot, count, key, args.key.strides[0], value, args.value.strides[0]);
     }

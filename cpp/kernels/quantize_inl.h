@@ -1,5 +1,5 @@
-// Quantises one row of activations to q8 (quantized_rows.h), for kernels whose output feeds an integer matmul. Include
-// after simd/target.h.
+// Quantises rows: activations to q8 (quantized_rows.h) for the integer matmul that follows, cached tokens to int8 and int4
+// (arXiv 2303.06865, 2402.02750). Include after simd/target.h.
 #pragma once
 
 #include "quantized_rows.h"
@@ -42,6 +42,44 @@ inline void quantizeRow(const float* x, int64_t columns, QuantizedRow row) {
   float last[kQuantBlock] = {};
   std::memcpy(last, x + whole * kQuantBlock, size_t(rest) * sizeof(float));
   quantizeBlock(last, row, whole);
+}
+
+// x [n] to q = round-half-even(x / scale), −127 … 127; answers scale = max |x| / 127. A row of zeros: 0.
+inline float quantizeInt8(const float* x, int64_t n, int8_t* q) {
+  F32 largest = zero();
+  for (int64_t i = 0; i < n; i += kLanes) largest = max(abs(n - i >= kLanes ? load(x + i) : loadPart(x + i, int(n - i))), largest);
+  const float scale = maxLanes(largest) / 127;
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int part = int(std::min<int64_t>(n - i, kLanes));
+    const F32 value = part == kLanes ? load(x + i) : loadPart(x + i, part);
+    const I32 lanes = scale > 0 ? toInt(div(value, broadcast(scale))) : zeroInt();
+    if (part == kLanes) {
+      storeBytes(q + i, lanes);
+      continue;
+    }
+    int8_t last[kLanes];
+    storeBytes(last, lanes);
+    std::memcpy(q + i, last, size_t(part));
+  }
+  return scale;
+}
+
+// x [n ≤ kPageGroup] to q = round-half-even((x − minimum) / scale), 0 … 15, one a byte; scale = (max − min) / 15.
+inline void quantizeInt4(const float* x, int n, int8_t* q, float& scale, float& minimum) {
+  minimum = x[0];
+  float largest = x[0];
+  for (int i = 1; i < n; ++i) {
+    minimum = std::min(minimum, x[i]);
+    largest = std::max(largest, x[i]);
+  }
+  scale = (largest - minimum) / 15;
+  for (int i = 0; i < n; i += kLanes) {
+    const int part = std::min(n - i, kLanes);
+    const F32 value = part == kLanes ? load(x + i) : loadPart(x + i, part);
+    int8_t lanes[kLanes];
+    storeBytes(lanes, scale > 0 ? toInt(div(sub(value, broadcast(minimum)), broadcast(scale))) : zeroInt());
+    std::memcpy(q + i, lanes, size_t(part));
+  }
 }
 
 }  // namespace tl::TL_TARGET

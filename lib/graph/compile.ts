@@ -8,11 +8,23 @@ import { Scalar, type Graph, type Node, type Parameter } from "./graph.js";
 import { planArena, type ArenaPlan } from "./plan.js";
 import { elementBytes, type Value } from "./value.js";
 
-const magic = 0x746c6f6f6d, version = 1;
+const magic = 0x746c6f6f6d, version = 2;
+
+/** What a run does with its KV cache, once its ops are done. All values are bindings. */
+export interface CacheUse {
+  readonly binding: Value;
+  /** How many tokens the run appends; absent: none. */
+  readonly newTokens?: Symbolic;
+  /** Where they stand, i32 `[newTokens]`; absent: behind the last one. */
+  readonly positions?: Value;
+  /** They are nodes of a draft tree, of which these rows stay: i32 `[newTokens]` and their number, i32 `[1]`. */
+  readonly accepted?: { readonly path: Value; readonly count: Value };
+  /** Tokens that stay: u8 `[layers, kvHeads, tokens]`. `dense`: keys will be rotated to new positions, see cacheRotate(). */
+  readonly kept?: { readonly mask: Value; readonly tokens: Symbolic; readonly dense: boolean };
+}
 
 export interface CompileOptions {
-  /** The binding that holds the KV cache and the symbol that says how many tokens a run appends to it. */
-  readonly cache?: { readonly binding: Value; readonly newTokens: Symbolic };
+  readonly cache?: CacheUse;
 }
 
 /** What one run gives: symbols and scalars by name, memory for each binding by name (null leaves an optional one out). */
@@ -45,11 +57,12 @@ function encodeParameter(words: number[], parameter: Parameter): void {
 
 function encode(graph: Graph, plan: ArenaPlan, options: CompileOptions): Float64Array {
   const offsets = new Map(plan.placements.map(({ id, offset }) => [id, offset]));
-  const cache = options.cache;
-  const binding = cache?.binding.storage.kind === "binding" ? cache.binding.storage.index : -1;
+  const { cache } = options;
+  const bindingOf = (value: Value | undefined): number => (value?.storage.kind === "binding" ? value.storage.index : -1);
   const words: number[] = [
     magic, version, graph.symbols.length, graph.constants.length, graph.bindings.length, graph.scalars.length, plan.bytes, graph.nodes.length,
-    binding, cache?.newTokens.index ?? -1,
+    bindingOf(cache?.binding), bindingOf(cache?.positions), bindingOf(cache?.accepted?.path), bindingOf(cache?.accepted?.count), bindingOf(cache?.kept?.mask),
+    cache?.newTokens?.index ?? -1, cache?.kept?.tokens.index ?? -1, cache?.kept?.dense ? 1 : 0,
   ];
   for (const { type } of graph.bindings) words.push(dtypeCode[type]);
   for (const node of graph.nodes) {

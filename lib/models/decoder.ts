@@ -110,7 +110,7 @@ export class DecoderGraphs {
   constructor(private readonly decoder: Decoder, private readonly contextLength: number) {}
 
   /** Hidden states of n new tokens; their keys and values go to the cache. */
-  private async body(graph: Graph, n: Symbolic, slicer: Slicer): Promise<{ hidden: Value; cache: Value }> {
+  private async body(graph: Graph, n: Symbolic, slicer: Slicer): Promise<{ hidden: Value; cache: Value; positions: Value }> {
     const { config, layers } = this.decoder;
     const ids = graph.binding("ids", "i32", [n]), positions = graph.binding("positions", "i32", [n]), cache = graph.binding("cache", "cache", []);
     const tables = new Map<string, Value>();
@@ -129,7 +129,7 @@ export class DecoderGraphs {
         return this.feedForward(graph, layer, attended);
       });
     }
-    return { hidden, cache };
+    return { hidden, cache, positions };
   }
 
   private vector(graph: Graph, name: string, vector: Vector): Value {
@@ -177,7 +177,7 @@ export class DecoderGraphs {
     query = rope(query, table, style, "queryRope");
     key = rope(key, table, style, "keyRope");
     cacheAppend(key, value, cache, index);
-    const attended = cachedAttention(query, cache, { layer: index, scale: attentionScale, window: layers[index]!.window, softcap: attentionSoftcap });
+    const { out: attended } = cachedAttention(query, cache, { layer: index, scale: attentionScale, window: layers[index]!.window, softcap: attentionSoftcap });
     return this.addProjection(graph, "attentionOutput", x, Rows.of(attended.join()), layer.attentionOutput, layer.attentionPostNorm);
   }
 
@@ -198,14 +198,14 @@ export class DecoderGraphs {
   /** ids, positions → the cache only: all of a prompt but its last piece. */
   async prefill(most: number): Promise<CompiledGraph> {
     const slicer = new Slicer(), graph = new Graph("prefill"), n = graph.symbol("n", most);
-    const { cache } = await this.body(graph, n, slicer);
-    return compileInSlices(graph, { cache: { binding: cache, newTokens: n } }, slicer);
+    const { cache, positions } = await this.body(graph, n, slicer);
+    return compileInSlices(graph, { cache: { binding: cache, newTokens: n, positions } }, slicer);
   }
 
   /** ids, positions, history → the cache, and the token drawn behind the last one. */
   async generate(most: number, historyMost: number): Promise<CompiledGraph> {
     const slicer = new Slicer(), graph = new Graph("generate"), n = graph.symbol("n", most), h = graph.symbol("history", historyMost);
-    const { hidden, cache } = await this.body(graph, n, slicer);
+    const { hidden, cache, positions } = await this.body(graph, n, slicer);
     const last = graph.binding("last", "i32", [1]), history = graph.binding("history", "i32", [h]);
     const token = graph.binding("token", "i32", [1]), probability = graph.binding("logProb", "f32", [1]);
     const scalar = (name: string) => graph.scalar(name);
@@ -213,18 +213,18 @@ export class DecoderGraphs {
       temperature: scalar("temperature"), topK: scalar("topK"), topP: scalar("topP"), minP: scalar("minP"),
       repeatPenalty: scalar("repeatPenalty"), seed: scalar("seed"), stream: scalar("stream"), position: scalar("position"),
     });
-    return compileInSlices(graph, { cache: { binding: cache, newTokens: n } }, slicer);
+    return compileInSlices(graph, { cache: { binding: cache, newTokens: n, positions } }, slicer);
   }
 
   /** ids, positions, targets → the cache, log-probabilities of the targets, and the `top` largest logits of each row. */
   async score(most: number, top: number): Promise<CompiledGraph> {
     const slicer = new Slicer(), graph = new Graph("score"), n = graph.symbol("n", most);
-    const { hidden, cache } = await this.body(graph, n, slicer);
+    const { hidden, cache, positions } = await this.body(graph, n, slicer);
     const logits = this.logits(graph, hidden);
     topK(logits, {
       values: graph.binding("values", "f32", [n, top]), indices: graph.binding("indices", "i32", [n, top]), logSumExp: graph.binding("logSumExp", "f32", [n]),
     });
     logProb(logits, graph.binding("targets", "i32", [n]), graph.binding("logProb", "f32", [n]));
-    return compileInSlices(graph, { cache: { binding: cache, newTokens: n } }, slicer);
+    return compileInSlices(graph, { cache: { binding: cache, newTokens: n, positions } }, slicer);
   }
 }

@@ -1,3 +1,5 @@
+import type { Dim } from "../graph/dims.js";
+import type { OutputPlan, Parameter } from "../graph/graph.js";
 import type { Value } from "../graph/value.js";
 import { expectRank, expectType } from "./check.js";
 
@@ -18,20 +20,34 @@ export interface CachedAttentionOptions {
   readonly softcap?: number | undefined;
   /** Tokens at the start that a window always sees (StreamingLLM, arXiv 2309.17453). */
   readonly sinks?: number | undefined;
+  /**
+   * The new tokens are nodes of a draft tree in order of depth: i32 `[n, words]`, bit j of row i set where node i descends from
+   * node j or is it (arXiv 2305.09781). A node's result is that of decoding its path token by token, to the bit.
+   */
+  readonly tree?: Value | undefined;
+  /** Also gives the weights summed over the last `queries` queries, `[heads, keys]`; `keys` bounds the tokens of any head. */
+  readonly columnSums?: { readonly queries: Parameter; readonly keys: Dim } | undefined;
 }
 
 /**
  * Causal attention of a step's queries f32 `[n, heads, headDim]` over one layer of the cache, the step's own tokens
- * included → f32 `[n, heads, headDim]`. Online softmax: no n × tokens matrix exists (arXiv 2205.14135).
+ * included → out f32 `[n, heads, headDim]`. Online softmax: no n × tokens matrix exists (arXiv 2205.14135).
  */
-export function cachedAttention(query: Value, cache: Value, options: CachedAttentionOptions): Value {
+export function cachedAttention(query: Value, cache: Value, options: CachedAttentionOptions): { out: Value; columnSums?: Value } {
   expectRank("cachedAttention", "query", query, 3);
   expectType("cachedAttention", "cache", cache, "cache");
-  const { layer, scale, window = 0, softcap = 0, sinks = 0 } = options;
+  const { layer, scale, window = 0, softcap = 0, sinks = 0, tree, columnSums } = options;
+  if (tree) expectType("cachedAttention", "tree", tree, "i32");
+  const [n, heads] = query.dims as [Dim, Dim];
+  const outputs: Record<string, OutputPlan> = { out: { type: "f32", dims: query.dims } };
+  if (columnSums) {
+    outputs["logSumExp"] = { type: "f32", dims: [n, heads] };
+    outputs["columnSums"] = { type: "f32", dims: [heads, columnSums.keys] };
+  }
   return query.graph.add("cachedAttention", {
-    inputs: { query, cache },
-    outputs: { out: { type: "f32", dims: query.dims } },
-    parameters: { layer, scale, window, softcap, sinks },
+    inputs: { query, cache, tree },
+    outputs,
+    parameters: { layer, scale, window, softcap, sinks, columnQueries: columnSums?.queries ?? 0 },
     name: "attention",
-  }).out;
+  }) as { out: Value; columnSums?: Value };
 }

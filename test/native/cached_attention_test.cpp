@@ -49,7 +49,7 @@ void step(Isa isa, KvCache& cache, Sequence& s, int64_t begin, int64_t end, Tens
   cacheView.dtype = DType::cache;
   const CacheAppendArgs append{tokens(s.key, begin, end), tokens(s.value, begin, end), cacheView, double(s.c.layer)};
   ASSERT_FALSE(run(isa, Op::cacheAppend, append, threads));
-  const CachedAttentionArgs args{tokens(s.query, begin, end), cacheView, tokens(out, begin, end), double(s.c.layer), s.scale(), s.c.window, s.c.softcap, s.c.sinks};
+  const CachedAttentionArgs args{tokens(s.query, begin, end), cacheView, {}, tokens(out, begin, end), {}, {}, double(s.c.layer), s.scale(), s.c.window, s.c.softcap, s.c.sinks, 0};
   ASSERT_FALSE(run(isa, Op::cachedAttention, args, threads));
   ASSERT_FALSE(cache.commit(end - begin));
 }
@@ -168,6 +168,140 @@ TEST(CachedAttention, LargeLogitsDoNotOverflow) {
   }
 }
 
+// A random tree in order of depth: parents of nodes, −1 for the root.
+std::vector<int> randomTree(std::mt19937& random, int nodes) {
+  std::vector<int> parents{-1}, depths{0};
+  for (int i = 1; i < nodes; ++i) {
+    int parent = int(random() % parents.size());
+    while (depths[size_t(parent)] + 1 < depths.back()) parent = int(random() % parents.size());
+    parents.push_back(parent);
+    depths.push_back(depths[size_t(parent)] + 1);
+  }
+  return parents;
+}
+
+// Every node of a tree gets the bits that decoding its path token by token gives.
+TEST(CachedAttention, TreeIsItsPaths) {
+  struct TreeCase { Case c; int nodes; };
+  const TreeCase cases[] = {
+      {{9, 3, 64, 100, 60}, 60},         {{9, 3, 64, 1000, 8}, 8},     {{4, 2, 32, 510, 70, DType::f32}, 70}, {{2, 1, 80, 0, 20, DType::bf16}, 20},
+      {{4, 1, 16, 250, 40, DType::f16, 90}, 40}, {{3, 3, 48, 127, 33, DType::f16, 0, 30}, 33}, {{2, 2, 64, 64, 1}, 1}, {{2, 1, 16, 700, 30, DType::f16, 50, 0, 4}, 30},
+      {{4, 2, 64, 200, 16, DType::i8}, 16}, {{4, 2, 40, 120, 16, DType::i4}, 16},
+  };
+  std::mt19937 random(3);
+  for (Isa isa : targets())
+    for (const TreeCase& test : cases)
+      for (int threads : {1, 2}) {
+        const Case& c = test.c;
+        Sequence s(c, unsigned(random()));
+        const std::vector<int> parents = randomTree(random, test.nodes);
+        const int words = (test.nodes + 31) / 32 + (test.nodes % 2);
+        std::vector<int32_t> bits(size_t(test.nodes * words));
+        for (int i = 0; i < test.nodes; ++i)
+          for (int node = i; node >= 0; node = parents[size_t(node)]) bits[size_t(i * words + node / 32)] |= int32_t(uint32_t(1) << (node % 32));
+        auto cache = makeCache(c);
+        Tensor out({c.past + c.queries, c.heads, c.headDim}, 4);
+        if (c.past > 0) step(isa, *cache, s, 0, c.past, out, 1);
+        std::unique_ptr<KvCache> trunk;
+        ASSERT_FALSE(cache->fork(trunk, c.past));
+        ASSERT_FALSE(cache->reserve(test.nodes));
+        KvStep kv{cache.get(), test.nodes};
+        View cacheView, tree;
+        cacheView.data = &kv;
+        cacheView.dtype = DType::cache;
+        tree.data = bits.data();
+        tree.dtype = DType::i32;
+        tree.rank = 2;
+        tree.dims[0] = test.nodes;
+        tree.dims[1] = tree.strides[0] = words;
+        tree.strides[1] = 1;
+        const int64_t end = c.past + test.nodes;
+        ASSERT_FALSE(run(isa, Op::cacheAppend, CacheAppendArgs{tokens(s.key, c.past, end), tokens(s.value, c.past, end), cacheView, 0}, threads));
+        const CachedAttentionArgs args{tokens(s.query, c.past, end), cacheView, tree, tokens(out, c.past, end), {}, {}, 0, s.scale(), c.window, c.softcap, c.sinks, 0};
+        ASSERT_FALSE(run(isa, Op::cachedAttention, args, threads));
+        for (int i = 0; i < test.nodes; ++i) {
+          std::vector<int> path;
+          for (int node = i; node >= 0; node = parents[size_t(node)]) path.insert(path.begin(), node);
+          const int64_t depth = int64_t(path.size());
+          Sequence line(Case{c.heads, c.kvHeads, c.headDim, c.past, depth, c.element, c.window, c.softcap, c.sinks});
+          for (int64_t k = 0; k < depth; ++k) {
+            const int64_t from = c.past + path[size_t(k)], to = c.past + k;
+            const auto copy = [&](Tensor& target, Tensor& source, int64_t heads) {
+              for (int64_t h = 0; h < heads; ++h) std::memcpy(target.row(to * heads + h), source.row(from * heads + h), size_t(c.headDim) * 4);
+            };
+            copy(line.query, s.query, c.heads);
+            copy(line.key, s.key, c.kvHeads);
+            copy(line.value, s.value, c.kvHeads);
+          }
+          std::unique_ptr<KvCache> own;
+          ASSERT_FALSE(trunk->fork(own, c.past));
+          Tensor want({c.past + depth, c.heads, c.headDim});
+          step(isa, *own, line, c.past, c.past + depth, want, 1);
+          for (int64_t h = 0; h < c.heads; ++h)
+            ASSERT_EQ(std::memcmp(out.row((c.past + i) * c.heads + h), want.row((c.past + depth - 1) * c.heads + h), size_t(c.headDim) * 4), 0)
+                << isaName(isa) << " node " << i << " of " << test.nodes << " after " << c.past << " head " << h;
+        }
+        EXPECT_TRUE(out.guardsIntact());
+      }
+}
+
+TEST(CachedAttention, RefusesDamagedTrees) {
+  Sequence s({2, 1, 16, 0, 3});
+  auto cache = makeCache(s.c);
+  ASSERT_FALSE(cache->reserve(3));
+  Tensor out({3, 2, 16});
+  KvStep kv{cache.get(), 3};
+  View view, tree;
+  view.data = &kv;
+  view.dtype = DType::cache;
+  tree.dtype = DType::i32;
+  tree.rank = 2;
+  tree.dims[0] = 3;
+  tree.dims[1] = tree.strides[0] = tree.strides[1] = 1;
+  const std::vector<int32_t> damaged[] = {{1, 3, 3}, {1, 7, 7}, {3, 3, 5}, {0, 3, 7}, {1, 3, 4}};
+  for (const auto& words : damaged) {
+    tree.data = const_cast<int32_t*>(words.data());
+    const CachedAttentionArgs args{s.query.view(), view, tree, out.view(), {}, {}, 0, 1, 0, 0, 0, 0};
+    EXPECT_EQ(run(Isa::scalar, Op::cachedAttention, args).code, Code::argument) << words[0] << words[1] << words[2];
+  }
+}
+
+// Weights summed over the last queries, against softmax in float64.
+TEST(CachedAttention, ColumnSumsAreTheFormula) {
+  for (Isa isa : targets())
+    for (const Case& c : {Case{6, 2, 32, 300, 40, DType::f32}, Case{9, 3, 64, 0, 150}, Case{4, 4, 16, 600, 1, DType::f32}})
+      for (int64_t columnQueries : {int64_t(1), int64_t(16), c.queries}) {
+        Sequence s(c);
+        const int64_t all = c.past + c.queries;
+        auto cache = makeCache(c);
+        Tensor out({all, c.heads, c.headDim}), lse({c.queries, c.heads}), sums({c.heads, all + 5});
+        if (c.past > 0) step(isa, *cache, s, 0, c.past, out, 1);
+        ASSERT_FALSE(cache->reserve(c.queries));
+        KvStep kv{cache.get(), c.queries};
+        View view;
+        view.data = &kv;
+        view.dtype = DType::cache;
+        ASSERT_FALSE(run(isa, Op::cacheAppend, CacheAppendArgs{tokens(s.key, c.past, all), tokens(s.value, c.past, all), view, 0}, 1));
+        const CachedAttentionArgs args{tokens(s.query, c.past, all), view, {}, tokens(out, c.past, all), lse.view(), sums.view(), 0, s.scale(), 0, 0, 0, double(columnQueries)};
+        ASSERT_FALSE(run(isa, Op::cachedAttention, args, 2));
+        for (int64_t h = 0; h < c.heads; ++h) {
+          std::vector<double> want(static_cast<size_t>(all));
+          for (int64_t i = std::max(c.past, all - columnQueries); i < all; ++i) {
+            std::vector<double> p(static_cast<size_t>(i + 1));
+            double total = 0;
+            for (int64_t j = 0; j <= i; ++j) {
+              double dot = 0;
+              for (int64_t d = 0; d < c.headDim; ++d)
+                dot += double(s.query.row(i * c.heads + h)[d]) * rounded(c.element, s.key.row(j * c.kvHeads + h / (c.heads / c.kvHeads))[d]);
+              total += p[size_t(j)] = std::exp(dot * s.scale());
+            }
+            for (int64_t j = 0; j <= i; ++j) want[size_t(j)] += p[size_t(j)] / total;
+          }
+          for (int64_t j = 0; j < all; ++j) ASSERT_NEAR(sums.row(h)[j], want[size_t(j)], 1e-5 + 1e-4 * want[size_t(j)]) << isaName(isa) << " head " << h << " key " << j;
+        }
+      }
+}
+
 TEST(CachedAttention, RefusesWhatDoesNotFit) {
   Sequence s({4, 2, 32, 0, 8});
   auto cache = makeCache(s.c);
@@ -176,7 +310,7 @@ TEST(CachedAttention, RefusesWhatDoesNotFit) {
   View view;
   view.data = &kv;
   view.dtype = DType::cache;
-  CachedAttentionArgs args{s.query.view(), view, out.view(), 0, 1, 0, 0, 0};
+  CachedAttentionArgs args{s.query.view(), view, {}, out.view(), {}, {}, 0, 1, 0, 0, 0, 0};
   EXPECT_EQ(run(Isa::scalar, Op::cachedAttention, args).code, Code::argument);  // nothing reserved
   ASSERT_FALSE(cache->reserve(8));
   args.layer = 1;

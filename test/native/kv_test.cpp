@@ -10,6 +10,9 @@ namespace tl {
 namespace {
 
 constexpr KvShape kShape{2, 3, 16, DType::f32};
+constexpr KvLayout kLayout{kShape.element, kShape.headDim};
+constexpr int64_t kAllTokens = int64_t(1) << 40;  // all of them
+const int64_t kPageBytes = kLayout.pageBytes();
 
 std::shared_ptr<KvPool> makePool(int64_t limit = 0, const KvShape& shape = kShape) {
   std::shared_ptr<KvPool> pool;
@@ -48,7 +51,7 @@ TEST(KvCache, GrowsAndGivesBack) {
     EXPECT_EQ(cache.length(), 33);
     EXPECT_EQ(cache.length(1, 2), 33);
     EXPECT_EQ(cache.capacity(1, 2), 64);
-    EXPECT_EQ(cache.bytesHeld(), 2 * 3 * 2 * kShape.pageBytes());
+    EXPECT_EQ(cache.bytesHeld(), 2 * 3 * 2 * kPageBytes);
     EXPECT_EQ(pool->bytesHeld(), cache.bytesHeld());
     EXPECT_EQ(bytesHeld(Owner::cache), before + cache.bytesHeld());
     EXPECT_EQ(cache.position(0, 0, 32), 32);
@@ -83,12 +86,12 @@ TEST(KvCache, RefusesWhatWasNotReserved) {
 }
 
 TEST(KvCache, AtItsLimitLosesNothing) {
-  auto pool = makePool(6 * kShape.pageBytes() + kShape.pageBytes() * 3);
+  auto pool = makePool(6 * kPageBytes + kPageBytes * 3);
   KvCache cache(pool);
   append(cache, 32, 5);
   const Status status = cache.reserve(1);
   EXPECT_EQ(status.code, Code::memory);
-  EXPECT_EQ(pool->bytesHeld(), 6 * kShape.pageBytes());
+  EXPECT_EQ(pool->bytesHeld(), 6 * kPageBytes);
   EXPECT_EQ(cache.length(), 32);
   EXPECT_EQ(*keyOf(cache, 1, 2, 31), 36);
 }
@@ -100,7 +103,7 @@ TEST(KvCache, SurvivesEachFailingAllocation) {
     KvCache cache(pool);
     append(cache, 20, 2);
     std::unique_ptr<KvCache> fork;
-    ASSERT_FALSE(cache.fork(fork));
+    ASSERT_FALSE(cache.fork(fork, kAllTokens));
     failAllocation(n, false);
     const Status status = fork->reserve(50);
     failAllocation(0, false);
@@ -122,14 +125,14 @@ TEST(KvCache, ForksShareUntilOneWrites) {
   append(first, 70, 0);
   const int64_t held = pool->bytesHeld();
   std::unique_ptr<KvCache> second;
-  ASSERT_FALSE(first.fork(second));
+  ASSERT_FALSE(first.fork(second, kAllTokens));
   EXPECT_EQ(pool->bytesHeld(), held);
   EXPECT_EQ(second->bytesShared(), held);
   append(*second, 1, 500);  // copies the third page of each head
-  EXPECT_EQ(pool->bytesHeld(), held + 6 * kShape.pageBytes());
+  EXPECT_EQ(pool->bytesHeld(), held + 6 * kPageBytes);
   EXPECT_EQ(first.bytesShared(), 2 * held / 3);
   append(first, 1, 900);  // its page is its own again: no copy
-  EXPECT_EQ(pool->bytesHeld(), held + 6 * kShape.pageBytes());
+  EXPECT_EQ(pool->bytesHeld(), held + 6 * kPageBytes);
   EXPECT_EQ(*keyOf(first, 1, 1, 70), 900);
   EXPECT_EQ(*keyOf(*second, 1, 1, 70), 500);
   EXPECT_EQ(*keyOf(*second, 1, 1, 69), 69);
@@ -147,14 +150,14 @@ TEST(KvCache, FreshPagesAreZero) {
     ASSERT_FALSE(cache.reserve(64));
     for (int page = 0; page < 2; ++page) {
       const auto* bytes = reinterpret_cast<const unsigned char*>(cache.pages(1, 1)[page]->keys());
-      for (int64_t i = 0; i < 2 * kShape.halfPageBytes(); ++i) ASSERT_EQ(bytes[i], 0);
-      std::memset(cache.pages(1, 1)[page]->keys(), 0xab, size_t(2 * kShape.halfPageBytes()));
+      for (int64_t i = 0; i < 2 * kLayout.halfBytes(); ++i) ASSERT_EQ(bytes[i], 0);
+      std::memset(cache.pages(1, 1)[page]->keys(), 0xab, size_t(2 * kLayout.halfBytes()));
     }
   }
 }
 
 TEST(KvPool, IsThreadSafe) {
-  auto pool = makePool(400 * kShape.pageBytes());
+  auto pool = makePool(400 * kPageBytes);
   KvCache prefix(pool);
   append(prefix, 40, 1);
   std::vector<std::thread> threads;
@@ -162,7 +165,7 @@ TEST(KvPool, IsThreadSafe) {
     threads.emplace_back([&prefix, t] {
       for (int i = 0; i < 200; ++i) {
         std::unique_ptr<KvCache> own;
-        if (prefix.fork(own)) continue;
+        if (prefix.fork(own, kAllTokens)) continue;
         if (!own->reserve(1 + (i * 7 + t) % 90)) {
           *keyOf(*own, 0, 0, 40) = float(t);
           EXPECT_EQ(*keyOf(*own, 0, 0, 39), 40);
