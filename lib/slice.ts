@@ -5,6 +5,14 @@ export function throwIfAborted(signal: AbortSignal | undefined): void {
   if (signal?.aborted) throw new AbortError(signal.reason);
 }
 
+/** Runs a generator, which yields between short steps of work, to its end in one go. */
+export function finishAtOnce<T>(steps: Generator<void, T>): T {
+  for (;;) {
+    const step = steps.next();
+    if (step.done === true) return step.value;
+  }
+}
+
 /**
  * Cuts long JavaScript work into short slices, so that nothing blocks the event loop:
  * `if (slicer.due) await slicer.pause();` inside the loop. A pause also obeys the signal.
@@ -33,6 +41,15 @@ export class Slicer {
     await new Promise<void>((resolve) => setImmediate(resolve));
     throwIfAborted(this.signal);
     this.#end = performance.now() + this.#budget;
+  }
+
+  /** Runs a generator to its end with pauses where it yields. */
+  async finish<T>(steps: Generator<void, T>): Promise<T> {
+    for (;;) {
+      const step = steps.next();
+      if (step.done === true) return step.value;
+      if (this.due) await this.pause();
+    }
   }
 
   /**

@@ -96,6 +96,8 @@ Status Program::decode(const double* words, size_t count, std::vector<Operand> c
   if ((cache.path >= 0) != (cache.count >= 0) || (cache.path >= 0 && (cache.newTokens < 0 || cache.positions < 0)) || (cache.kept >= 0) != (cache.keptStride >= 0) ||
       (cache.kept >= 0 && cache.newTokens >= 0))
     return malformed(in, "cache");
+  program.instructions_.reserve(size_t(instructionCount));
+  program.views_.reserve(size_t(instructionCount) * 4);
   for (int32_t i = 0; i < instructionCount; ++i) {
     int32_t op;
     if (!in.small(0, int(Op::count) - 1, op)) return malformed(in, "op");

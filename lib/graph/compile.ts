@@ -2,8 +2,8 @@ import { ArgumentError, invalidArgument, ShapeError } from "../errors.js";
 import { callNative, dtypeCode, native, type Bytes, type NativeHandle } from "../native.js";
 import { NativeResource } from "../resource.js";
 import { schedule, type RunOptions } from "../schedule.js";
-import type { Slicer } from "../slice.js";
-import { dimWords, shapeText, Symbolic } from "./dims.js";
+import { finishAtOnce, type Slicer } from "../slice.js";
+import { affine, shapeText, Symbolic } from "./dims.js";
 import { Scalar, type Graph, type Node, type Parameter } from "./graph.js";
 import { planArena, type ArenaPlan } from "./plan.js";
 import { elementBytes, type Value } from "./value.js";
@@ -34,43 +34,73 @@ export interface RunInputs {
   readonly scalars?: Readonly<Record<string, number>>;
 }
 
-function encodeView(words: number[], view: Value | undefined, offsets: ReadonlyMap<number, number>): void {
-  if (!view) {
-    words.push(0);
-    return;
+/** The words of a program, written one after another. */
+class Words {
+  private words = new Float64Array(4096);
+  private count = 0;
+
+  put(word: number): void {
+    if (this.count === this.words.length) {
+      const larger = new Float64Array(this.count * 2);
+      larger.set(this.words);
+      this.words = larger;
+    }
+    this.words[this.count++] = word;
   }
-  const { storage } = view;
-  const kind = storage.kind === "arena" ? 1 : storage.kind === "constant" ? 2 : 3;
-  const offset = storage.kind === "arena" ? offsets.get(storage.id)! + view.offset * elementBytes[view.type] : view.offset;
-  words.push(kind, storage.kind === "arena" ? 0 : storage.index, -1, 0, offset, dtypeCode[view.type], view.rank);
-  view.dims.forEach((dim, i) => {
-    const [symbol, multiply, add] = dimWords(dim);
-    words.push(symbol, multiply, add, view.strides[i]!);
-  });
+
+  view(view: Value | undefined, offsets: ReadonlyMap<number, number>): void {
+    if (!view) return this.put(0);
+    const { storage, dims } = view;
+    const inArena = storage.kind === "arena";
+    this.put(inArena ? 1 : storage.kind === "constant" ? 2 : 3);
+    this.put(inArena ? 0 : storage.index);
+    this.put(-1);
+    this.put(0);
+    this.put(inArena ? offsets.get(storage.id)! + view.offset * elementBytes[view.type] : view.offset);
+    this.put(dtypeCode[view.type]);
+    this.put(dims.length);
+    for (let axis = 0; axis < dims.length; axis++) {
+      const { symbol, multiply, add } = affine(dims[axis]!);
+      this.put(symbol?.index ?? -1);
+      this.put(multiply);
+      this.put(add);
+      this.put(view.strides[axis]!);
+    }
+  }
+
+  parameter(parameter: Parameter): void {
+    const kind = parameter instanceof Symbolic ? 1 : parameter instanceof Scalar ? 2 : 0;
+    this.put(kind);
+    this.put(kind === 0 ? (parameter as number) : (parameter as Symbolic | Scalar).index);
+  }
+
+  all(): Float64Array {
+    return this.words.subarray(0, this.count);
+  }
 }
 
-function encodeParameter(words: number[], parameter: Parameter): void {
-  if (parameter instanceof Symbolic) words.push(1, parameter.index);
-  else if (parameter instanceof Scalar) words.push(2, parameter.index);
-  else words.push(0, parameter);
-}
+/** Nodes between two looks at the clock. */
+const stepNodes = 8;
 
-function encode(graph: Graph, plan: ArenaPlan, options: CompileOptions): Float64Array {
+function* encode(graph: Graph, plan: ArenaPlan, options: CompileOptions): Generator<void, Float64Array> {
   const offsets = new Map(plan.placements.map(({ id, offset }) => [id, offset]));
   const { cache } = options;
   const bindingOf = (value: Value | undefined): number => (value?.storage.kind === "binding" ? value.storage.index : -1);
-  const words: number[] = [
+  const words = new Words();
+  const header = [
     magic, version, graph.symbols.length, graph.constants.length, graph.bindings.length, graph.scalars.length, plan.bytes, graph.nodes.length,
     bindingOf(cache?.binding), bindingOf(cache?.positions), bindingOf(cache?.accepted?.path), bindingOf(cache?.accepted?.count), bindingOf(cache?.kept?.mask),
     cache?.newTokens?.index ?? -1, cache?.kept?.tokens.index ?? -1, cache?.kept?.dense ? 1 : 0,
   ];
-  for (const { type } of graph.bindings) words.push(dtypeCode[type]);
-  for (const node of graph.nodes) {
-    words.push(node.code);
-    for (const view of node.views) encodeView(words, view, offsets);
-    for (const parameter of node.parameters) encodeParameter(words, parameter);
+  for (const word of header) words.put(word);
+  for (const { type } of graph.bindings) words.put(dtypeCode[type]);
+  for (const [index, node] of graph.nodes.entries()) {
+    if (index % stepNodes === 0) yield;
+    words.put(node.code);
+    for (let view = 0; view < node.views.length; view++) words.view(node.views[view], offsets);
+    for (let parameter = 0; parameter < node.parameters.length; parameter++) words.parameter(node.parameters[parameter]!);
   }
-  return Float64Array.from(words);
+  return words.all();
 }
 
 function explainNode(node: Node, index: number, offsets: ReadonlyMap<number, number>): string {
@@ -148,17 +178,18 @@ export class CompiledGraph extends NativeResource {
   }
 }
 
-export function compile(graph: Graph, options: CompileOptions = {}): CompiledGraph {
-  const plan = planArena(graph);
-  return new CompiledGraph(graph, plan, encode(graph, plan, options));
+function* compileSteps(graph: Graph, options: CompileOptions): Generator<void, CompiledGraph> {
+  const plan = yield* planArena(graph);
+  const words = yield* encode(graph, plan, options);
+  yield;
+  return new CompiledGraph(graph, plan, words);
 }
 
-/** compile() for large graphs, in steps that leave the event loop free. */
-export async function compileInSlices(graph: Graph, options: CompileOptions, slicer: Slicer): Promise<CompiledGraph> {
-  await slicer.pause();
-  const plan = planArena(graph);
-  await slicer.pause();
-  const words = encode(graph, plan, options);
-  await slicer.pause();
-  return new CompiledGraph(graph, plan, words);
+export function compile(graph: Graph, options: CompileOptions = {}): CompiledGraph {
+  return finishAtOnce(compileSteps(graph, options));
+}
+
+/** compile() for large graphs, in slices that leave the event loop free. */
+export function compileInSlices(graph: Graph, options: CompileOptions, slicer: Slicer): Promise<CompiledGraph> {
+  return slicer.finish(compileSteps(graph, options));
 }

@@ -12,35 +12,30 @@ export interface Affine {
 
 export type Dim = number | Symbolic | Affine;
 
-function parts(dim: Dim): { symbol: Symbolic | undefined; multiply: number; add: number } {
+/** Every dim in one form. */
+export function affine(dim: Dim): { symbol: Symbolic | undefined; multiply: number; add: number } {
   if (typeof dim === "number") return { symbol: undefined, multiply: 0, add: dim };
   if (dim instanceof Symbolic) return { symbol: dim, multiply: 1, add: 0 };
   return dim;
 }
 
 export function dimEquals(a: Dim, b: Dim): boolean {
-  const x = parts(a), y = parts(b);
+  const x = affine(a), y = affine(b);
   return x.symbol === y.symbol && x.multiply === y.multiply && x.add === y.add;
 }
 
 /** The largest value a dim can take. */
 export function dimMax(dim: Dim): number {
-  const { symbol, multiply, add } = parts(dim);
+  const { symbol, multiply, add } = affine(dim);
   return (symbol?.max ?? 0) * multiply + add;
 }
 
 export function dimText(dim: Dim): string {
-  const { symbol, multiply, add } = parts(dim);
+  const { symbol, multiply, add } = affine(dim);
   if (!symbol) return String(add);
   return `${multiply === 1 ? "" : `${multiply}·`}${symbol.name}${add === 0 ? "" : ` + ${add}`}`;
 }
 
 export function shapeText(dims: readonly Dim[]): string {
   return `[${dims.map(dimText).join(", ")}]`;
-}
-
-/** The three words of the program encoding: symbol index or −1, multiply, add. */
-export function dimWords(dim: Dim): [number, number, number] {
-  const { symbol, multiply, add } = parts(dim);
-  return [symbol?.index ?? -1, multiply, add];
 }

@@ -24,6 +24,9 @@ interface Range {
   bytes: number;
 }
 
+/** Values placed between two looks at the clock. */
+const stepValues = 16;
+
 function liveRanges(graph: Graph): Map<number, Range> {
   const ranges = new Map<number, Range>();
   graph.nodes.forEach((node, index) => {
@@ -56,31 +59,59 @@ function mergeInPlace(graph: Graph, ranges: Map<number, Range>): Map<number, num
   return new Map(graph.storages.map(({ id }) => [id, find(id)]));
 }
 
+interface Placed {
+  readonly id: number;
+  readonly range: Range;
+  readonly offset: number;
+}
+
+/** Where `range` goes among those placed, which lie in order of their offsets: the smallest gap that stays free during its life. */
+function bestFit(placed: readonly Placed[], range: Range): number {
+  let best = -1, bestGap = Infinity, end = 0;
+  for (let index = 0; index < placed.length; index++) {
+    const { range: other, offset } = placed[index]!;
+    if (other.first > range.last || range.first > other.last) continue;
+    const gap = offset - end;
+    if (gap >= range.bytes && gap < bestGap) {
+      best = end;
+      bestGap = gap;
+    }
+    end = Math.max(end, offset + other.bytes);
+  }
+  return best >= 0 ? best : end;
+}
+
+/** The index of the first of those placed that lies behind `offset`. */
+function firstBehind(placed: readonly Placed[], offset: number): number {
+  let low = 0, high = placed.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (placed[middle]!.offset <= offset) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
 /**
  * Best fit over live ranges: the largest values first, each into the smallest gap that stays free during its life.
- * Values whose lives do not overlap share bytes.
+ * Values whose lives do not overlap share bytes. Yields between short steps.
  */
-export function planArena(graph: Graph): ArenaPlan {
+export function* planArena(graph: Graph): Generator<void, ArenaPlan> {
   const ranges = liveRanges(graph);
+  yield;
   const representative = mergeInPlace(graph, ranges);
-  const placed: { id: number; range: Range; offset: number }[] = [];
+  yield;
+  const placed: Placed[] = [];
   const order = [...ranges].sort(([a, x], [b, y]) => y.bytes - x.bytes || x.first - y.first || a - b);
-  for (const [id, range] of order) {
-    const busy = placed.filter((other) => other.range.first <= range.last && range.first <= other.range.last).sort((a, b) => a.offset - b.offset);
-    let best = -1, bestGap = Infinity, end = 0;
-    for (const other of busy) {
-      const gap = other.offset - end;
-      if (gap >= range.bytes && gap < bestGap) {
-        best = end;
-        bestGap = gap;
-      }
-      end = Math.max(end, other.offset + other.range.bytes);
-    }
-    placed.push({ id, range, offset: best >= 0 ? best : end });
+  for (const [index, [id, range]] of order.entries()) {
+    if (index % stepValues === 0) yield;
+    const offset = bestFit(placed, range);
+    placed.splice(firstBehind(placed, offset), 0, { id, range, offset });
   }
-  const offsets = new Map(placed.map(({ id, range, offset }) => [id, { range, offset }]));
+  yield;
+  const places = new Map(placed.map((place) => [place.id, place]));
   const placements = graph.storages.flatMap(({ id, name, bytes }) => {
-    const place = offsets.get(representative.get(id) ?? id);
+    const place = places.get(representative.get(id) ?? id);
     return place ? [{ id, name, bytes, offset: place.offset, first: place.range.first, last: place.range.last }] : [];
   });
   return { bytes: placed.reduce((most, { range, offset }) => Math.max(most, offset + range.bytes), 0), placements };

@@ -1,6 +1,6 @@
 import { ContextOverflowError, invalidArgument } from "../errors.js";
 import type { ModelFile } from "../models/file.js";
-import { Slicer } from "../slice.js";
+import { finishAtOnce, Slicer } from "../slice.js";
 import { wellFormed } from "./bytes.js";
 import { ggufTokenizer } from "./from-gguf.js";
 import { jsonTokenizer } from "./from-json.js";
@@ -98,8 +98,7 @@ class ModelTokenizer implements Tokenizer {
 
   encode(text: string, options: EncodeOptions = {}): number[] {
     const ids: number[] = [];
-    const work = this.#encode(text, options, ids);
-    while (work.next().done !== true) { /* all slices at once */ }
+    finishAtOnce(this.#encode(text, options, ids));
     return ids;
   }
 

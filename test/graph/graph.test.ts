@@ -4,6 +4,7 @@ import { compile } from "#lib/graph/compile.js";
 import { evaluate } from "#lib/graph/evaluate.js";
 import { Graph } from "#lib/graph/graph.js";
 import { planArena } from "#lib/graph/plan.js";
+import { finishAtOnce } from "#lib/slice.js";
 import { native, dtypeCode } from "#lib/native.js";
 import { activation, add } from "#lib/ops/activation.js";
 import { gatherRows } from "#lib/ops/embedding.js";
@@ -63,7 +64,7 @@ t.test("values that live at the same time never share bytes", (t) => {
         const from = values[step.from % values.length]!, same = values.filter((v) => v.dims[0] === from.dims[0]);
         values.push(step.binary ? add(from, same[step.with % same.length]!) : gatherRows(from, index));
       }
-      const { placements, bytes } = planArena(graph);
+      const { placements, bytes } = finishAtOnce(planArena(graph));
       const lives = new Map<number, [number, number]>();
       graph.nodes.forEach((node, i) =>
         node.views.forEach((view) => {
