@@ -20,14 +20,20 @@ class Arguments {
     return raise(info_.Env(), error_);
   }
 
-  int64_t integer(size_t index, const char* name, int64_t low, int64_t high) {
-    const Napi::Value value = info_[index];
+  int64_t integer(size_t index, const char* name, int64_t low, int64_t high) { return integer(info_[index], name, low, high); }
+  int64_t integer(Napi::Value value, const char* name, int64_t low, int64_t high) {
     const double number = value.IsNumber() ? value.As<Napi::Number>().DoubleValue() : NAN;
     if (!(number >= double(low)) || !(number <= double(high)) || number != std::trunc(number)) {
       set(name, "expected an integer in range");
       return low;
     }
     return int64_t(number);
+  }
+
+  Napi::Value field(Napi::Value object, const char* name) {
+    if (object.IsObject()) return object.As<Napi::Object>().Get(name);
+    set(name, "expected an object with this field");
+    return info_.Env().Undefined();
   }
 
   template <typename T> std::shared_ptr<T> object(Napi::Value value, const char* name) {

@@ -4,8 +4,9 @@
 
 namespace tl::binding {
 
-Napi::Value loadWeight(const Napi::CallbackInfo& info);
-Napi::Value loadVector(const Napi::CallbackInfo& info);
+Napi::Value loadWeights(const Napi::CallbackInfo& info);
+Napi::Value loadVectors(const Napi::CallbackInfo& info);
+Napi::Value announceMemory(const Napi::CallbackInfo& info);
 Napi::Value createConstant(const Napi::CallbackInfo& info);
 Napi::Value createProgram(const Napi::CallbackInfo& info);
 Napi::Value createPool(const Napi::CallbackInfo& info);

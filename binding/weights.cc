@@ -1,4 +1,4 @@
-// loadWeight, loadVector, createConstant, createProgram.
+// loadWeights, loadVectors, announceMemory, createConstant, createProgram.
 #include <cstring>
 
 #include "../cpp/exec/weights.h"
@@ -11,106 +11,131 @@ namespace {
 
 constexpr int64_t kMostRows = int64_t(1) << 40;
 
-StoredRows storedRows(Arguments& arguments, Napi::Value value) {
+StoredRows storedRows(Arguments& arguments, Napi::Value part) {
   StoredRows rows;
-  if (!value.IsObject()) {
-    arguments.set("part", "expected an object");
-    return rows;
-  }
-  const Napi::Object part = value.As<Napi::Object>();
-  const auto number = [&](const char* name, double most) -> int64_t {
-    const Napi::Value field = part.Get(name);
-    const double found = field.IsNumber() ? field.As<Napi::Number>().DoubleValue() : NAN;
-    if (!(found >= 0) || !(found <= most) || found != std::trunc(found)) {
-      arguments.set(name, "expected an integer in range");
-      return 0;
-    }
-    return int64_t(found);
-  };
-  rows.path = arguments.text(part.Get("path"), "path");
-  rows.offset = number("offset", 9007199254740991.0);
-  rows.rows = number("rows", double(kMostRows));
-  rows.storage = Storage(number("storage", double(int(Storage::count) - 1)));
+  rows.path = arguments.text(arguments.field(part, "path"), "path");
+  rows.offset = arguments.integer(arguments.field(part, "offset"), "offset", 0, int64_t(1) << 53);
+  rows.rows = arguments.integer(arguments.field(part, "rows"), "rows", 0, kMostRows);
+  rows.storage = Storage(arguments.integer(arguments.field(part, "storage"), "storage", 0, int64_t(Storage::count) - 1));
   return rows;
 }
 
-class LoadWeight : public Work {
+// Several at once: a call for each would wait for its turn of the event loop twice.
+class LoadWeights : public Work {
  public:
-  std::vector<StoredRows> parts;
-  int64_t columns = 0;
+  struct Item {
+    std::vector<StoredRows> parts;
+    int64_t columns = 0;
+  };
+  std::vector<Item> items;
   int threads = 1;
   using Work::cancel;
 
  protected:
   Status execute() override {
-    weight_ = std::make_shared<Weight>();
     ThreadPool::Turn turn(ThreadPool::shared(), threads);
     if (!turn.ok()) return {Code::memory, "load", "threads", "out of memory"};
-    return loadPacked(parts, columns, activeTable(), ThreadPool::shared(), cancel, weight_->packed);
+    for (item = 0; item < int32_t(items.size()); ++item) {
+      weights_.push_back(std::make_shared<Weight>());
+      const Item& wanted = items[size_t(item)];
+      TL_TRY(loadPacked(wanted.parts, wanted.columns, activeTable(), ThreadPool::shared(), cancel, weights_.back()->packed));
+    }
+    return {};
   }
   Napi::Value result(Napi::Env env) override {
-    Napi::Object info = Napi::Object::New(env);
-    info.Set("bytes", double(weight_->bytes()));
-    info.Set("handle", wrap(env, std::move(weight_)));
-    return info;
+    Napi::Array results = Napi::Array::New(env, weights_.size());
+    for (size_t i = 0; i < weights_.size(); ++i) {
+      Napi::Object info = Napi::Object::New(env);
+      info.Set("bytes", double(weights_[i]->bytes()));
+      info.Set("handle", wrap(env, std::move(weights_[i])));
+      results.Set(uint32_t(i), info);
+    }
+    return results;
   }
 
  private:
-  std::shared_ptr<Weight> weight_;
+  std::vector<std::shared_ptr<Weight>> weights_;
 };
 
-class LoadVector : public Work {
+class LoadVectors : public Work {
  public:
-  StoredRows part;
-  int64_t count = 0;
+  std::vector<StoredRows> parts;
+  std::vector<int64_t> counts;
 
  protected:
   Status execute() override {
-    values_.resize(size_t(count));
-    return loadFloats(part, count, activeTable(), values_.data());
+    for (item = 0; item < int32_t(parts.size()); ++item) {
+      values_.emplace_back(size_t(counts[size_t(item)]));
+      TL_TRY(loadFloats(parts[size_t(item)], counts[size_t(item)], activeTable(), values_.back().data()));
+    }
+    return {};
   }
   Napi::Value result(Napi::Env env) override {
-    Napi::Float32Array array = Napi::Float32Array::New(env, size_t(count));
-    if (array.IsEmpty()) return Napi::Value();
-    std::memcpy(array.Data(), values_.data(), values_.size() * sizeof(float));
-    return array;
+    Napi::Array results = Napi::Array::New(env, values_.size());
+    for (size_t i = 0; i < values_.size(); ++i) {
+      Napi::Float32Array array = Napi::Float32Array::New(env, values_[i].size());
+      if (array.IsEmpty()) return Napi::Value();
+      std::memcpy(array.Data(), values_[i].data(), values_[i].size() * sizeof(float));
+      results.Set(uint32_t(i), array);
+    }
+    return results;
   }
 
  private:
-  std::vector<float> values_;
+  std::vector<std::vector<float>> values_;
 };
 
 }  // namespace
 
-Napi::Value loadWeight(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), "loadWeight", [&]() -> Napi::Value {
-    Arguments arguments(info, "loadWeight");
-    auto work = std::make_unique<LoadWeight>();
-    if (!info[0].IsArray()) arguments.set("parts", "expected an array");
-    else {
-      const Napi::Array parts = info[0].As<Napi::Array>();
-      for (uint32_t i = 0; i < parts.Length(); ++i) work->parts.push_back(storedRows(arguments, parts.Get(i)));
-      if (work->parts.empty()) arguments.set("parts", "expected at least one part");
+Napi::Value loadWeights(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), "loadWeights", [&]() -> Napi::Value {
+    Arguments arguments(info, "loadWeights");
+    auto work = std::make_unique<LoadWeights>();
+    if (!info[0].IsArray()) arguments.set("items", "expected an array");
+    const Napi::Array items = info[0].IsArray() ? info[0].As<Napi::Array>() : Napi::Array::New(info.Env());
+    for (uint32_t i = 0; i < items.Length() && arguments.ok(); ++i) {
+      LoadWeights::Item& item = work->items.emplace_back();
+      item.columns = arguments.integer(arguments.field(items.Get(i), "columns"), "columns", 1, kMostRows);
+      const Napi::Value parts = arguments.field(items.Get(i), "parts");
+      if (!parts.IsArray() || parts.As<Napi::Array>().Length() == 0) {
+        arguments.set("parts", "expected an array of at least one part");
+        break;
+      }
+      for (uint32_t j = 0; j < parts.As<Napi::Array>().Length(); ++j) item.parts.push_back(storedRows(arguments, parts.As<Napi::Array>().Get(j)));
     }
-    work->columns = arguments.integer(1, "columns", 1, kMostRows);
-    work->threads = int(arguments.integer(2, "threads", 1, 128));
-    const Operand cancel = arguments.memory(info[3], "cancel");
+    work->threads = int(arguments.integer(1, "threads", 1, 128));
+    const Operand cancel = arguments.memory(info[2], "cancel");
     if (arguments.ok() && (cancel.dtype != DType::i32 || cancel.bytes < 4)) arguments.set("cancel", "expected an Int32Array");
     if (!arguments.ok()) return arguments.fail();
     work->cancel = static_cast<int32_t*>(cancel.data);
-    work->keep(info[3]);
-    return Work::start(info.Env(), std::move(work), "tokenloom.loadWeight");
+    work->keep(info[2]);
+    return Work::start(info.Env(), std::move(work), "tokenloom.loadWeights");
   });
 }
 
-Napi::Value loadVector(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), "loadVector", [&]() -> Napi::Value {
-    Arguments arguments(info, "loadVector");
-    auto work = std::make_unique<LoadVector>();
-    work->part = storedRows(arguments, info[0]);
-    work->count = arguments.integer(1, "count", 1, int64_t(1) << 31);
+Napi::Value loadVectors(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), "loadVectors", [&]() -> Napi::Value {
+    Arguments arguments(info, "loadVectors");
+    auto work = std::make_unique<LoadVectors>();
+    if (!info[0].IsArray()) arguments.set("vectors", "expected an array");
+    const Napi::Array vectors = info[0].IsArray() ? info[0].As<Napi::Array>() : Napi::Array::New(info.Env());
+    for (uint32_t i = 0; i < vectors.Length() && arguments.ok(); ++i) {
+      work->parts.push_back(storedRows(arguments, arguments.field(vectors.Get(i), "part")));
+      work->counts.push_back(arguments.integer(arguments.field(vectors.Get(i), "count"), "count", 1, int64_t(1) << 31));
+    }
     if (!arguments.ok()) return arguments.fail();
-    return Work::start(info.Env(), std::move(work), "tokenloom.loadVector");
+    return Work::start(info.Env(), std::move(work), "tokenloom.loadVectors");
+  });
+}
+
+Napi::Value announceMemory(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), "announceMemory", [&]() -> Napi::Value {
+    Arguments arguments(info, "announceMemory");
+    const int64_t bytes = arguments.integer(0, "bytes", -(int64_t(1) << 53), int64_t(1) << 53);
+    if (!arguments.ok()) return arguments.fail();
+    int64_t total;
+    napi_adjust_external_memory(info.Env(), bytes, &total);
+    return info.Env().Undefined();
   });
 }
 

@@ -54,8 +54,9 @@ void Work::onComplete(napi_env raw, napi_status status, void* data) {
     const Napi::Value value = work->result(env);
     if (!value.IsEmpty()) napi_resolve_deferred(env, work->deferred_, value);
   } else {
-    napi_value error = failure(env, work->status_);
-    if (error) napi_reject_deferred(env, work->deferred_, error);
+    Napi::Object error = failure(env, work->status_);
+    if (!error.IsEmpty() && work->item >= 0) error.Set("item", double(work->item));
+    if (!error.IsEmpty()) napi_reject_deferred(env, work->deferred_, error);
   }
   napi_delete_async_work(env, work->work_);
 }

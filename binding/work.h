@@ -24,6 +24,7 @@ class Work {
   virtual Napi::Value result(Napi::Env env) { return env.Undefined(); }
   virtual void finished() {}                         // on the JavaScript thread, whatever happened
   int32_t* cancel = nullptr;                         // JavaScript memory, written by abort and by teardown
+  int32_t item = -1;                                 // of several, the one in work: a failure's error tells it
 
  private:
   friend struct Environment;

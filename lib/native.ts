@@ -28,6 +28,18 @@ export interface StoredPart {
   readonly storage: number;
 }
 
+/** A matmul weight: the rows of its parts, one after another. */
+export interface StoredWeight {
+  readonly parts: readonly StoredPart[];
+  readonly columns: number;
+}
+
+/** `count` numbers in one row. */
+export interface StoredVector {
+  readonly part: StoredPart;
+  readonly count: number;
+}
+
 export interface WeightInfo {
   readonly handle: NativeHandle;
   readonly bytes: number;
@@ -55,9 +67,12 @@ export interface NativeAddon {
   failAllocation(n: number, andAllLater: boolean): number;
   /** Frees what a handle holds as soon as no run uses it. Twice is fine. */
   release(handle: NativeHandle): void;
-  loadWeight(parts: readonly StoredPart[], columns: number, threads: number, cancel: Int32Array): Promise<WeightInfo>;
-  /** Reads a stored vector as f32. */
-  loadVector(part: StoredPart, count: number): Promise<Float32Array>;
+  /** Reads and packs weights. An error's `item` is the index of the one that failed. */
+  loadWeights(weights: readonly StoredWeight[], threads: number, cancel: Int32Array): Promise<WeightInfo[]>;
+  /** Reads stored vectors as f32. */
+  loadVectors(vectors: readonly StoredVector[]): Promise<Float32Array[]>;
+  /** Tells the garbage collector of native memory to come; with a negative number, that it has come or will not. */
+  announceMemory(bytes: number): void;
   /** Copies `values` into native memory for use as a constant of programs. */
   createConstant(values: Bytes, dtype: number): NativeHandle;
   createProgram(words: Float64Array, constants: readonly NativeHandle[]): NativeHandle;
@@ -96,9 +111,11 @@ interface NativeFailure {
   readonly message: string;
   readonly expected: number;
   readonly got: number;
+  /** Of a call for several things, the index of the one that failed. */
+  readonly item?: number;
 }
 
-function isFailure(error: unknown): error is NativeFailure {
+export function isFailure(error: unknown): error is NativeFailure {
   return typeof error === "object" && error !== null && typeof (error as { status?: unknown }).status === "string";
 }
 

@@ -10,6 +10,7 @@ import { openModel } from "../models/open.js";
 import { WeightLoader } from "../models/weights.js";
 import { callNative, dtypeCode, native, type NativeHandle } from "../native.js";
 import { threadCount } from "../schedule.js";
+import { Slicer } from "../slice.js";
 import { chatTemplateOf, renderChat, type ChatMessage } from "../tokenizer/template.js";
 import { createTokenizer, type EncodeOptions, type Tokenizer } from "../tokenizer/tokenizer.js";
 import { checkCallback, checkIds, checkPrompt, checkSignal, mostHistory } from "./options.js";
@@ -208,13 +209,18 @@ export async function loadModel(nameOrPath: string, options: LoadOptions = {}): 
   const started = performance.now();
   onProgress?.({ stage: "read", loaded: 0, total: 0 });
   const file = await openModel(path, { signal });
+  const slicer = new Slicer(signal);
+  await slicer.pause();
   const description = describeDecoder(file);
   const total = [...file.tensors.values()].reduce((sum, tensor) => sum + tensor.byteLength, 0);
+  await slicer.pause();
   const loader = new WeightLoader(file, { signal, threads: options.threads, onBytes: (loaded) => onProgress?.({ stage: "weights", loaded: Math.min(loaded, total), total }) });
   try {
-    // The tokenizer is made of JavaScript in small slices: it fits between the native work of the weights.
+    // The tokenizer is made of JavaScript in small slices, on the event loop's core, while the others pack weights.
     onProgress?.({ stage: "tokenizer", loaded: 0, total: 0 });
-    const [decoder, tokenizer, template] = await allSettled(loadDecoder(description, loader), createTokenizer(file, { signal }), chatTemplateOf(file));
+    loader.leaveCore = true;
+    const made = createTokenizer(file, { signal }).finally(() => (loader.leaveCore = false));
+    const [decoder, tokenizer, template] = await allSettled(loadDecoder(description, loader, new Slicer(signal)), made, chatTemplateOf(file));
     loader.finish();
     const contextLength = Math.min(options.contextLength ?? Infinity, description.config.contextLength);
     const graphs = new ModelGraphs(new DecoderGraphs(decoder, contextLength));

@@ -50,42 +50,54 @@ async function projection(loader: WeightLoader, parts: readonly WeightPart[], bi
     if (last && loader.storageOf(last[0]!) === loader.storageOf(part)) last.push(part);
     else groups.push([part]);
   }
-  const weights: PackedWeight[] = [];
-  for (const group of groups) weights.push(await loader.weight(group));
   const names = biases.filter((name): name is string => name !== undefined);
-  return { weights, bias: names.length > 0 ? await loader.vector(...names) : undefined };
+  const [weights, bias] = await Promise.all([Promise.all(groups.map((group) => loader.weight(group))), names.length > 0 ? loader.vector(...names) : undefined]);
+  return { weights, bias };
 }
 
 async function loadLayer(loader: WeightLoader, names: LayerWeights): Promise<Layer> {
-  const optional = async (name: string | undefined): Promise<Vector | undefined> => (name === undefined ? undefined : await loader.vector(name));
-  return {
-    attentionNorm: await loader.vector(names.attentionNorm),
-    queryKeyValue: await projection(loader, [names.query, names.key, names.value], [names.queryBias, names.keyBias, names.valueBias]),
-    queryNorm: await optional(names.queryNorm),
-    keyNorm: await optional(names.keyNorm),
-    attentionOutput: await projection(loader, [names.attentionOutput]),
-    attentionPostNorm: await optional(names.attentionPostNorm),
-    feedForwardNorm: await loader.vector(names.feedForwardNorm),
-    gateUp: await projection(loader, [names.gate, names.up]),
-    down: await projection(loader, [names.down]),
-    feedForwardPostNorm: await optional(names.feedForwardPostNorm),
-  };
+  const optional = (name: string | undefined): Promise<Vector> | undefined => (name === undefined ? undefined : loader.vector(name));
+  return settled<Layer>({
+    attentionNorm: loader.vector(names.attentionNorm),
+    queryKeyValue: projection(loader, [names.query, names.key, names.value], [names.queryBias, names.keyBias, names.valueBias]),
+    queryNorm: optional(names.queryNorm),
+    keyNorm: optional(names.keyNorm),
+    attentionOutput: projection(loader, [names.attentionOutput]),
+    attentionPostNorm: optional(names.attentionPostNorm),
+    feedForwardNorm: loader.vector(names.feedForwardNorm),
+    gateUp: projection(loader, [names.gate, names.up]),
+    down: projection(loader, [names.down]),
+    feedForwardPostNorm: optional(names.feedForwardPostNorm),
+  });
 }
 
-export async function loadDecoder(description: DecoderDescription, loader: WeightLoader): Promise<Decoder> {
-  const factors = new Map<string, Float32Array>();
-  for (const name of storedFactorTensors(description)) factors.set(name, await loader.numbers(name));
-  const { config, weights } = withStoredFactors(description, factors, loader.path);
-  const table = await loader.weight([loader.wholeTensor(weights.embedding)]);
-  const layers: Layer[] = [];
-  for (const names of weights.layers) layers.push(await loadLayer(loader, names));
-  return {
+/** Promise.all of an object's values. */
+async function settled<T extends object>(parts: { readonly [K in keyof T]: T[K] | Promise<T[K]> }): Promise<T> {
+  const keys = Object.keys(parts) as (keyof T)[];
+  const values = await Promise.all(keys.map((key) => parts[key]));
+  return Object.fromEntries(keys.map((key, index) => [key, values[index]])) as T;
+}
+
+/** Asks for everything before it waits: the loader reads it in few calls. */
+export async function loadDecoder(description: DecoderDescription, loader: WeightLoader, slicer: Slicer): Promise<Decoder> {
+  const factorNames = storedFactorTensors(description);
+  const factors = await Promise.all(factorNames.map((name) => loader.numbers(name)));
+  const { config, weights } = withStoredFactors(description, new Map(factorNames.map((name, index) => [name, factors[index]!])), loader.path);
+  const layers: Promise<Layer>[] = [];
+  for (const names of weights.layers) {
+    if (slicer.due) await slicer.pause();
+    const layer = loadLayer(loader, names);
+    layer.catch(() => undefined); // told by Promise.all below: until then nobody listens
+    layers.push(layer);
+  }
+  const table = loader.weight([loader.wholeTensor(weights.embedding)]);
+  return settled<Decoder>({
     config,
     embedding: table,
-    outputNorm: await loader.vector(weights.outputNorm),
-    output: weights.output ? await loader.weight([weights.output]) : table,
-    layers,
-  };
+    outputNorm: loader.vector(weights.outputNorm),
+    output: weights.output ? loader.weight([weights.output]) : table,
+    layers: Promise.all(layers),
+  });
 }
 
 /** One row block in both forms that matmuls read: f32, and quantised where a weight is. Each is made once. */
@@ -112,12 +124,12 @@ export class DecoderGraphs {
   /** Hidden states of n new tokens; their keys and values go to the cache. */
   private async body(graph: Graph, n: Symbolic, slicer: Slicer): Promise<{ hidden: Value; cache: Value; positions: Value }> {
     const { config, layers } = this.decoder;
+    await slicer.pause();
     const ids = graph.binding("ids", "i32", [n]), positions = graph.binding("positions", "i32", [n]), cache = graph.binding("cache", "cache", []);
-    const tables = new Map<string, Value>();
-    const tableFor = (config_: RopeConfig): Value => {
-      const key = JSON.stringify(config_);
-      let table = tables.get(key);
-      if (!table) tables.set(key, (table = ropeTable(positions, ropeFrequencies(config_, this.contextLength))));
+    const tables = new Map<RopeConfig, Value>(); // layers share these objects
+    const tableFor = (rope: RopeConfig): Value => {
+      let table = tables.get(rope);
+      if (!table) tables.set(rope, (table = ropeTable(positions, ropeFrequencies(rope, this.contextLength))));
       return table;
     };
     for (const layer of config.layers) tableFor(layer.rope);

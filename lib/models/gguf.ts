@@ -16,6 +16,8 @@ const MAX_NAME_BYTES = 64;
 const MAX_STRING_BYTES = 16 << 20;
 /** Arrays of at least so many strings are kept as a StringTable. */
 const TABLE_STRINGS = 256;
+/** Strings of a table between two looks at the clock. */
+const STRINGS_A_STEP = 2048;
 const MAX_TABLE_BYTES = 512 << 20;
 const MAX_BOOLEANS = 1 << 20;
 const MAX_NESTING = 4;
@@ -250,7 +252,7 @@ async function readStrings(reader: HeaderReader, count: number, key: string, sli
       bytes.copy(grown, 0, 0, used);
       bytes = grown;
     }
-    index = reader.walkStrings(starts, ends, index, MAX_STRING_BYTES, bytes, used);
+    index = reader.walkStrings(starts, ends, index, Math.min(count, index + STRINGS_A_STEP), MAX_STRING_BYTES, bytes, used);
     used = ends[index - 1] as number;
   }
   return new StringTable(bytes.subarray(0, used), starts, ends);

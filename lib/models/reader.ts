@@ -105,14 +105,14 @@ export class HeaderReader {
   }
 
   /**
-   * Walks over strings (64-bit length, bytes) that lie whole in the chunk and calls none of JavaScript's objects into
-   * being: writes where each begins and ends, counted from `used`, moves them with their lengths to `target` (which
-   * has room for the chunk) and gives the index of the first string not taken.
+   * Walks over the strings first … last − 1 (64-bit length, bytes) as far as they lie whole in the chunk and calls none
+   * of JavaScript's objects into being: writes where each begins and ends, counted from `used`, moves them with their
+   * lengths to `target` (which has room for the chunk) and gives the index of the first string not taken.
    */
-  walkStrings(starts: Uint32Array, ends: Uint32Array, first: number, most: number, target: Buffer, used: number): number {
+  walkStrings(starts: Uint32Array, ends: Uint32Array, first: number, last: number, most: number, target: Buffer, used: number): number {
     const buffer = this.#buffer, end = this.#end, begin = this.#begin;
     let at = begin, index = first;
-    while (index < starts.length && at + 8 <= end) {
+    while (index < last && at + 8 <= end) {
       const length = (buffer[at] as number) | ((buffer[at + 1] as number) << 8) | ((buffer[at + 2] as number) << 16) | ((buffer[at + 3] as number) << 24);
       const high = (buffer[at + 4] as number) | (buffer[at + 5] as number) | (buffer[at + 6] as number) | (buffer[at + 7] as number);
       if (high !== 0 || length < 0 || length > most) throw this.fail(`Expected at most ${most} bytes for a string`, this.#base + at);

@@ -1,6 +1,6 @@
 import { ModelFormatError, TokenloomError } from "../errors.js";
-import { callNative, dtypeCode, native, storageCode, type NativeHandle } from "../native.js";
-import { schedule } from "../schedule.js";
+import { callNative, dtypeCode, isFailure, native, storageCode, type NativeHandle, type StoredVector, type StoredWeight } from "../native.js";
+import { schedule, threadCount } from "../schedule.js";
 import type { WeightPart } from "./config.js";
 import type { ModelFile, StorageType, TensorEntry } from "./file.js";
 
@@ -28,21 +28,45 @@ export interface LoadOptions {
   readonly onBytes?: (loaded: number) => void;
 }
 
-const floatTypes: ReadonlySet<StorageType> = new Set(["f32", "f16", "bf16"]);
+/** Something that waits to be read, and what to do with the answer. */
+interface Request<Stored, Answer> {
+  readonly entry: TensorEntry;
+  readonly stored: Stored;
+  /** In the file. */
+  readonly bytes: number;
+  readonly resolve: (answer: Answer) => void;
+  readonly reject: (error: unknown) => void;
+}
 
-/** Reads and owns a model's weights: each is packed once and shared by all graphs. */
+const floatTypes: ReadonlySet<StorageType> = new Set(["f32", "f16", "bf16"]);
+/** Bytes of the file that one native call reads: some milliseconds of work, so that few calls wait for the event loop. */
+const callBytes = 4 << 20;
+
+/**
+ * Reads and owns a model's weights: each is packed once and shared by all graphs. What is asked for in one go is read in
+ * few native calls, in that order, vectors first. After a failure nothing more is read.
+ */
 export class WeightLoader {
   readonly handles: NativeHandle[] = [];
-  bytes = 0;
-  private loaded = 0;
-  private readonly packed = new Map<string, Promise<PackedWeight>>();
-
   readonly path: string;
+  bytes = 0;
+  /** While true, one of the machine's cores is left to the event loop, where other parts of the model are being made. */
+  leaveCore = false;
+  private loaded = 0;
   private file: ModelFile | undefined;
+  /** Bytes that the garbage collector was told of and that have not come yet. */
+  private announced: number;
+  private readonly packed = new Map<string, Promise<PackedWeight>>();
+  private readonly weights: Request<StoredWeight, PackedWeight>[] = [];
+  private readonly vectors: Request<StoredVector, Float32Array>[] = [];
+  private reading = false;
 
   constructor(file: ModelFile, private readonly options: LoadOptions) {
     this.file = file;
     this.path = file.path;
+    // All at once, while there is little to collect: told weight by weight it collects garbage several times on the way.
+    this.announced = [...file.tensors.values()].reduce((sum, { byteLength }) => sum + byteLength, 0);
+    native.announceMemory(this.announced);
   }
 
   private entry(name: string): TensorEntry {
@@ -64,37 +88,31 @@ export class WeightLoader {
   weight(parts: readonly WeightPart[]): Promise<PackedWeight> {
     const key = parts.map((part) => `${part.tensor}[${part.rowBegin}:${part.rowEnd}]`).join("+");
     let loading = this.packed.get(key);
-    if (!loading) this.packed.set(key, (loading = this.load(parts)));
+    if (!loading) this.packed.set(key, (loading = this.requestWeight(parts)));
     return loading;
   }
 
-  private async load(parts: readonly WeightPart[]): Promise<PackedWeight> {
+  private async requestWeight(parts: readonly WeightPart[]): Promise<PackedWeight> {
+    let bytes = 0;
     const stored = parts.map((part) => {
-      const entry = this.entry(part.tensor);
-      const rowBytes = entry.byteLength / entry.shape[0]!;
-      return { path: entry.file, offset: entry.offset + part.rowBegin * rowBytes, rows: part.rowEnd - part.rowBegin, storage: this.code(entry), rowBytes };
+      const entry = this.entry(part.tensor), rows = part.rowEnd - part.rowBegin, rowBytes = entry.byteLength / entry.shape[0]!;
+      bytes += rows * rowBytes;
+      return { path: entry.file, offset: entry.offset + part.rowBegin * rowBytes, rows, storage: this.code(entry) };
     });
-    const first = this.entry(parts[0]!.tensor), columns = first.shape[1]!;
-    const { handle, bytes } = await this.read(first, (threads, cancel) => native.loadWeight(stored, columns, threads, cancel));
-    this.handles.push(handle);
-    this.bytes += bytes;
-    this.report(stored.reduce((sum, part) => sum + part.rows * part.rowBytes, 0));
-    const rows = stored.reduce((sum, part) => sum + part.rows, 0);
-    return { handle, rows, columns, storage: first.type, quantized: !floatTypes.has(first.type), bytes };
+    const entry = this.entry(parts[0]!.tensor);
+    return this.request(this.weights, entry, { parts: stored, columns: entry.shape[1]! }, bytes);
   }
 
   /** A tensor's numbers in f32. */
   async numbers(name: string): Promise<Float32Array> {
-    const entry = this.entry(name), length = entry.shape.reduce((product, dim) => product * dim, 1);
-    const values = await schedule(() => native.loadVector({ path: entry.file, offset: entry.offset, rows: 1, storage: this.code(entry) }, length), this.options);
-    this.report(entry.byteLength);
-    return values;
+    const entry = this.entry(name), count = entry.shape.reduce((product, dim) => product * dim, 1);
+    const part = { path: entry.file, offset: entry.offset, rows: 1, storage: this.code(entry) };
+    return this.request(this.vectors, entry, { part, count }, entry.byteLength);
   }
 
   /** Vectors, one after another, as one f32 constant. */
   async vector(...names: readonly string[]): Promise<Vector> {
-    const parts: Float32Array[] = [];
-    for (const name of names) parts.push(await this.numbers(name));
+    const parts = await Promise.all(names.map((name) => this.numbers(name)));
     const joined = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
     let at = 0;
     for (const part of parts) {
@@ -102,19 +120,81 @@ export class WeightLoader {
       at += part.length;
     }
     const handle = callNative(() => native.createConstant(joined, dtypeCode.f32));
-    this.handles.push(handle);
-    this.bytes += joined.byteLength;
+    this.own(handle, joined.byteLength);
     return { handle, length: joined.length };
   }
 
-  /** Runs native reading; what it says of the file is told with the tensor's name. */
-  private async read<T>(entry: TensorEntry, work: (threads: number, cancel: Int32Array) => Promise<T>): Promise<T> {
-    try {
-      return await schedule(work, this.options);
-    } catch (error) {
-      if (error instanceof ModelFormatError) throw new ModelFormatError(error.message, { tensor: entry.name, offset: entry.offset, file: entry.file });
-      throw error;
+  private request<Stored, Answer>(queue: Request<Stored, Answer>[], entry: TensorEntry, stored: Stored, bytes: number): Promise<Answer> {
+    return new Promise((resolve, reject) => {
+      queue.push({ entry, stored, bytes, resolve, reject });
+      if (!this.reading) void this.read();
+    });
+  }
+
+  /** Reads all that is asked for, now and meanwhile. */
+  private async read(): Promise<void> {
+    this.reading = true;
+    await Promise.resolve(); // the caller's other requests come first
+    while (this.file && this.vectors.length + this.weights.length > 0) {
+      if (this.vectors.length > 0) {
+        await this.call(this.vectors, (stored) => native.loadVectors(stored), (_, values) => values);
+      } else {
+        await this.call(this.weights, (stored, threads, cancel) => native.loadWeights(stored, threads, cancel), ({ entry, stored }, { handle, bytes }) => {
+          this.own(handle, bytes);
+          const rows = stored.parts.reduce((sum, part) => sum + part.rows, 0);
+          return { handle, rows, columns: stored.columns, storage: entry.type, quantized: !floatTypes.has(entry.type), bytes };
+        });
+      }
     }
+    this.reading = false;
+  }
+
+  /** One native call for the requests at the front of a queue. What it says of the file is told with the tensor's name. */
+  private async call<Stored, Given, Answer>(
+    queue: Request<Stored, Answer>[],
+    work: (stored: Stored[], threads: number, cancel: Int32Array) => Promise<Given[]>,
+    finish: (request: Request<Stored, Answer>, given: Given) => Answer,
+  ): Promise<void> {
+    const requests: Request<Stored, Answer>[] = [];
+    let bytes = 0;
+    while (queue.length > 0 && bytes < callBytes) {
+      const request = queue.shift()!;
+      requests.push(request);
+      bytes += request.bytes;
+    }
+    let failed = 0;
+    const observed = (error: unknown): never => {
+      failed = isFailure(error) ? (error.item ?? 0) : 0;
+      throw error;
+    };
+    try {
+      const given = await schedule((threads, cancel) => work(requests.map(({ stored }) => stored), threads, cancel).catch(observed), { signal: this.options.signal, threads: this.threads });
+      requests.forEach((request, index) => request.resolve(finish(request, given[index]!)));
+      this.loaded += bytes;
+      this.options.onBytes?.(this.loaded);
+    } catch (error) {
+      const { entry } = requests[failed]!;
+      const told = error instanceof ModelFormatError ? new ModelFormatError(error.message, { tensor: entry.name, offset: entry.offset, file: entry.file }) : error;
+      for (const { reject } of [...requests, ...this.vectors.splice(0), ...this.weights.splice(0)]) reject(told);
+    }
+  }
+
+  private get threads(): number {
+    const threads = threadCount(this.options.threads);
+    return this.leaveCore ? Math.max(1, Math.min(threads, threadCount(undefined) - 1)) : threads;
+  }
+
+  private own(handle: NativeHandle, bytes: number): void {
+    if (!this.file) return native.release(handle); // released meanwhile
+    this.handles.push(handle);
+    this.bytes += bytes;
+    this.arrived(bytes);
+  }
+
+  private arrived(bytes: number): void {
+    const known = Math.min(bytes, this.announced);
+    this.announced -= known;
+    native.announceMemory(-known);
   }
 
   private code(entry: TensorEntry): number {
@@ -122,15 +202,11 @@ export class WeightLoader {
     return storageCode[entry.type];
   }
 
-  private report(bytes: number): void {
-    this.loaded += bytes;
-    this.options.onBytes?.(this.loaded);
-  }
-
   /** Lets go of what only loading needs: a file's metadata can be megabytes. */
   finish(): void {
     this.packed.clear();
     this.file = undefined;
+    this.arrived(this.announced);
   }
 
   release(): void {

@@ -30,12 +30,14 @@ export async function ggufTokenizer(file: ModelFile, slicer: Slicer): Promise<To
   await slicer.batches(vocabulary.size, 1024, (begin, end) => {
     for (let token = begin; token < end; token++) if (isSearched(kinds[token])) specials.set(vocabulary.text(token), token);
   });
+  await slicer.pause();
   const find = (text: string): number => specials.get(text) ?? vocabulary.findText(text);
   const sentencePiece = model === "llama";
   const eosId = id("eos", sentencePiece ? 2 : undefined);
   const eosIds = endTokens(vocabulary, [eosId, id("eot"), id("eom")], find);
   const bosId = id("bos", sentencePiece ? 1 : undefined);
   const addSpacePrefix = metadata.boolean("tokenizer.ggml.add_space_prefix", sentencePiece);
+  await slicer.pause();
   const shared = {
     vocabulary,
     special: new SpecialTokens(specialTokens([...new Set([...specials.values(), ...eosIds])], vocabulary, metadata)),
@@ -56,6 +58,7 @@ type ModelParts = Pick<TokenizerParts, "addBos" | "dropSpace" | "encodeText" | "
 async function bytePairParts(vocabulary: Vocabulary, metadata: Metadata, path: string, slicer: Slicer): Promise<ModelParts> {
   const preTokenizer = namedPreTokenizer(metadata.string("tokenizer.ggml.pre", "default"), path);
   const options = { ignoreMerges: preTokenizer.ignoreMerges, byteLevel: true };
+  await slicer.pause();
   const merges = table(metadata, "tokenizer.ggml.merges", path);
   const model = await BytePairModel.create(vocabulary, merges, options, path, slicer);
   return {
