@@ -37,7 +37,7 @@ function peerVersion() {
 
 function measure(program, request) {
   return new Promise((resolve, reject) => {
-    const child = fork(join(here, "peers", `${program}.mjs`), [JSON.stringify(request)], { stdio: ["ignore", "ignore", "inherit", "ipc"] });
+    const child = fork(join(here, `${program}.mjs`), [JSON.stringify(request)], { stdio: ["ignore", "ignore", "inherit", "ipc"] });
     let answer;
     child.once("message", (message) => (answer = message));
     child.once("exit", (code, signal) => (answer ? resolve(answer) : reject(new Error(`${program} ended with ${signal ?? `code ${code}`}`))));
@@ -73,17 +73,19 @@ const rows = [];
 // What else ran on the machine: above about 0.5 the figures, ratios too, say little.
 const loadBefore = loadavg()[0];
 let details;
+const aborts = [];
 for (const threads of flags.threads.split(",").map(Number)) {
   const bandwidth = await readBandwidth(threads);
   for (const { name, promptTokens, tokens, figure } of cases) {
     const answers = Object.fromEntries(programs.map((program) => [program, []]));
     for (let run = 0; run < Number(flags.runs); run++) {
-      for (const program of programs) answers[program].push(await measure(program, { model, threads, promptTokens, tokens, contextTokens: 2304 }));
+      for (const program of programs) answers[program].push(await measure(`peers/${program}`, { model, threads, promptTokens, tokens, contextTokens: 2304 }));
     }
     details ??= { isa: answers.tokenloom[0].isa, weightBytes: answers.tokenloom[0].weightBytes };
     rows.push({ threads, name, figure, bandwidth, ...Object.fromEntries(programs.map((program) => [program, best(answers[program], figure)])) });
     process.stderr.write(".");
   }
+  aborts.push({ threads, ...(await measure("abort", { model, threads, rounds: 8 })) });
 }
 process.stderr.write("\n");
 
@@ -106,6 +108,11 @@ for (const threads of new Set(rows.map((row) => row.threads))) {
   console.log(`\nmemory read with ${threads} thread${threads === 1 ? "" : "s"}: ${number(rows.find((row) => row.threads === threads).bandwidth / 1e9, 1)} GB/s`);
 }
 
+console.log(`\n| from abort() to the end, longest | while loading | in a prompt of 2,048 tokens | while decoding |\n|---|---:|---:|---:|`);
+for (const { threads, loading, prompt, decoding } of aborts) {
+  console.log(`| tokenloom, ${threads} thread${threads === 1 ? "" : "s"} | ${[loading, prompt, decoding].map((ms) => `${number(ms, 1)} ms`).join(" | ")} |`);
+}
+
 const machine = { cpu: cpus()[0].model.trim(), cores: availableParallelism(), memoryBytes: totalmem(), loadBefore, node: process.version, platform: `${process.platform}-${process.arch}` };
 mkdirSync(dirname(flags.out), { recursive: true });
-writeFileSync(flags.out, `${JSON.stringify({ date: new Date().toISOString(), commit: commit(), machine, model: flags.model, peer: peer.version ?? null, ...details, rows }, null, 1)}\n`);
+writeFileSync(flags.out, `${JSON.stringify({ date: new Date().toISOString(), commit: commit(), machine, model: flags.model, peer: peer.version ?? null, ...details, rows, aborts }, null, 1)}\n`);

@@ -3,7 +3,7 @@ import { monitorEventLoopDelay } from "node:perf_hooks";
 import { peakMemoryBytes } from "#lib/cli/peak-memory.js";
 
 /** Ids spread over the vocabulary: what they say does not matter to the time they take. */
-function prompt(length, vocabulary) {
+export function prompt(length, vocabulary) {
   const first = Math.floor(vocabulary / 8);
   return Array.from({ length }, (_, index) => first + ((index * 37) % (vocabulary - 2 * first)));
 }
