@@ -109,18 +109,19 @@ int64_t drawFromWeights(const float* weights, int64_t n, double u) {
   const auto blockSum = [&](int64_t i) { return double(sumRow(weights + i, std::min(kExpBlock, n - i), [](F32 v) { return v; })); };
   double total = 0, mass = 0;
   for (int64_t i = 0; i < n; i += kExpBlock) total += blockSum(i);
-  int64_t chosen = 0;
-  for (int64_t block = 0; block < n; block += kExpBlock) {
+  int64_t block = 0, heavy = 0;
+  for (; block < n; block += kExpBlock) {
     const double sum = blockSum(block);
     if (sum == 0) continue;
-    const bool here = mass + sum > u * total;
-    for (int64_t i = block; i < std::min(block + kExpBlock, n); ++i) {
-      if (weights[i] == 0) continue;
-      chosen = i;  // the last one where rounding lets none pass
-      if (here && (mass += double(weights[i])) > u * total) return i;
-    }
-    if (here) return chosen;
+    heavy = block;
+    if (mass + sum > u * total) break;
     mass += sum;
+  }
+  int64_t chosen = heavy;  // the last one with weight where rounding lets none pass
+  for (int64_t i = heavy; i < std::min(heavy + kExpBlock, n); ++i) {
+    if (weights[i] == 0) continue;
+    chosen = i;
+    if (block < n && (mass += double(weights[i])) > u * total) return i;
   }
   return chosen;
 }
@@ -130,7 +131,7 @@ int32_t drawFromAll(const float* x, int64_t n, float maximum, const SampleArgs& 
   const float nothing = -std::numeric_limits<float>::infinity();
   Cut cut;
   if (args.topK > 0 && args.topK < double(n)) cut = cutAtWeight<false>(x, n, cut, nothing, 0, args.topK, scratch.histogram);
-  if (args.topP < 1) {
+  if (args.topP < 1 && (cut.value > nothing || !cutAtShare(x, n, maximum, args.topP, scratch.histogram, scratch.candidates, cut))) {
     double total = 0;
     if (cut.value > nothing) visitKept<true>(x, n, cut, {cut.value, maximum}, maximum, [&](float, double weight) { total += weight; });
     else total = sumOfExp(x, n, maximum);

@@ -185,4 +185,76 @@ template <bool kByMass> Cut cutAtWeight(const float* x, int64_t n, Cut within, f
   return {value, std::max<int64_t>(1, int64_t(std::min(std::ceil((target - above) / unit), 0x1p31)))};
 }
 
+// kBins bins of one width over low … high, from 0. What lies below falls into one of the bins −kLanes … −1, each lane into
+// its own: additions to one bin wait for each other.
+struct Bins {
+  F32 lowest, scale, below;
+  Bins(float low, float high) : lowest(broadcast(low)), scale(broadcast(float(kBins - 2) / (high - low))) {
+    float lane[kLanes];
+    for (int i = 0; i < kLanes; ++i) lane[i] = float(i - kLanes);
+    below = load(lane);
+  }
+  F32 of(F32 v) const { return max(roundEven(mul(sub(v, lowest), scale)), below); }  // the second operand rules for NaN
+  static constexpr int64_t kBins = kHistogram - kLanes;
+};
+
+// Σ exp(x − maximum) over the elements of each bin; bins below 0 first.
+inline void weighBins(const float* x, int64_t n, float maximum, const Bins& bins, double* histogram) {
+  const F32 offset = broadcast(maximum);
+  std::fill(histogram, histogram + kHistogram, 0.0);
+  const auto weigh = [&](int64_t i, int64_t lanes) {
+    int32_t bin[kLanes];
+    float weight[kLanes];
+    const F32 v = loadUpTo(x + i, lanes);
+    store(bin, toInt(bins.of(v)));
+    store(weight, exp(sub(v, offset)));
+    for (int64_t lane = 0; lane < lanes; ++lane) histogram[bin[lane] + kLanes] += double(weight[lane]);
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) weigh(i, kLanes);
+  if (i < n) weigh(i, n - i);
+}
+
+// The elements of one bin in falling order; −1 where the buffer [candidateCapacity(kMostCandidates)] cannot hold them.
+inline int64_t collectBin(const float* x, int64_t n, const Bins& bins, int64_t bin, Candidate* buffer) {
+  const F32 wanted = broadcast(float(bin));
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const F32 found = bins.of(loadUpTo(x + i, n - i));
+    uint32_t bits = ~(bitsOfLanes(lessThan(found, wanted)) | bitsOfLanes(greaterThan(found, wanted))) & lanesUpTo(n - i);
+    if (count + kLanes > candidateCapacity(kMostCandidates)) return -1;
+    for (; bits != 0; bits &= bits - 1) {
+      const int64_t at = i + __builtin_ctz(bits);
+      buffer[count++] = {x[at], int32_t(at)};
+    }
+  }
+  std::sort(buffer, buffer + count, FallingOrder{});
+  return count;
+}
+
+// The cut that keeps the fewest of the largest elements whose weights exp(x − maximum) reach `share` of the weight of all,
+// share < 1. Reads the row twice: weights into bins, then the elements of the bin in which the target lies. False where
+// they are too many (rows of many equals) or the bins cannot tell elements apart.
+inline bool cutAtShare(const float* x, int64_t n, float maximum, double share, double* histogram, Candidate* candidates, Cut& cut) {
+  // All that lie below this together weigh less than 1 − share of the largest alone: the target is reached without them.
+  const float bound = maximum + float(std::log((1 - share) / double(n))) - 0.01f;
+  const Bins bins(std::min(bound, std::nextafter(maximum, -std::numeric_limits<float>::infinity())), maximum);
+  weighBins(x, n, maximum, bins, histogram);
+  double total = 0, above = 0;
+  for (int64_t bin = 0; bin < kHistogram; ++bin) total += histogram[bin];
+  const double target = share * total;
+  int64_t bin = kHistogram - 1;
+  while (bin >= kLanes && (histogram[bin] == 0 || above + histogram[bin] < target)) above += histogram[bin--];
+  const int64_t count = bin < kLanes ? -1 : collectBin(x, n, bins, bin - kLanes, candidates);
+  if (count < 0) return false;
+  int64_t last = 0, first = 0;  // of those kept: the last, and the first that equals it
+  for (;; ++last) {
+    if (candidates[last].value != candidates[first].value) first = last;
+    above += std::exp(double(candidates[last].value) - double(maximum));
+    if (above >= target || last + 1 == count) break;
+  }
+  cut = {candidates[last].value, last - first + 1};
+  return true;
+}
+
 }  // namespace tl::TL_TARGET

@@ -238,6 +238,26 @@ TEST(Sample, CutsBetweenEquals) {
       }
 }
 
+// Where bins of one width cannot tell elements apart, or many lie in one bin, the cut is the same.
+TEST(Sample, CutsByMassAtTheEdges) {
+  const float least = std::numeric_limits<float>::lowest();
+  const std::vector<std::vector<float>> levels = {{1}, {1, 1 + 1e-6f}, {3e38f, -3e38f}, {least}, {least, -kInfinity}, {0, -1e-40f, 1e-40f}, {1e8f, 1e8f - 8, 1e8f - 16}, {0, -30, -60}, {-1e30f, -1.0001e30f}};
+  for (const KernelTable* table : tables())
+    for (size_t number = 0; number < levels.size(); ++number)
+      for (const double topP : {0.0, 1e-9, 0.5, 0.95, 1 - 1e-12}) {
+        SCOPED_TRACE(testing::Message() << isaName(table->isa) << ", levels " << number << ", topP " << topP);
+        Guarded<float> logits(9000, 1);
+        for (int64_t i = 0; i < 9000; ++i) logits[i] = levels[number][size_t(i * 7919 % 9000) % levels[number].size()];
+        const Options o{.topP = topP};
+        const std::vector<double> exact = distributionOf(logits.values(), o);
+        for (int i = 0; i < 20; ++i) {
+          const Drawn drawn = draw(*table, logits, o, i);
+          TL_EXPECT_OK(drawn.status);
+          ASSERT_GT(exact[size_t(drawn.token)], 0) << "token " << drawn.token << " was cut off";
+        }
+      }
+}
+
 void checkTopK(const KernelTable& table, Guarded<float>& logits, int64_t n, int64_t k, int threads = 1) {
   const int64_t width = logits.size() / n;
   SCOPED_TRACE(testing::Message() << isaName(table.isa) << ", k " << k << " of " << width);
