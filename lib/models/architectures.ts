@@ -13,9 +13,12 @@ export const architectures: readonly Architecture[] = [llama, qwen2, qwen3, gemm
 
 /**
  * Reads a decoder's hyperparameters and finds its weights, for the architecture that the file names.
- * @throws ModelFormatError where the architecture is unknown, a hyperparameter is out of range, or a tensor is missing, misshapen or one too many
+ * @throws ModelFormatError where the architecture is unknown or config.json is missing, a hyperparameter is out of range, or a tensor is missing, misshapen or one too many
  */
 export function describeDecoder(file: ModelFile): DecoderDescription {
+  if (file.format === "safetensors" && [...file.metadata.keys()].length === 0) {
+    throw new ModelFormatError("Expected a file config.json beside the safetensors file, which says what model the tensors make, but there is none", { file: file.path });
+  }
   const key = file.format === "gguf" ? "general.architecture" : "model_type";
   const name = file.metadata.string(key);
   const namesOf = (architecture: Architecture): readonly string[] => (file.format === "gguf" ? architecture.gguf : architecture.modelTypes);

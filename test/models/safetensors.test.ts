@@ -2,6 +2,7 @@ import fc from "fast-check";
 import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import t from "tap";
+import { loadModel } from "tokenloom";
 import { ModelFormatError } from "#lib/errors.js";
 import { openModel } from "#lib/models/open.js";
 import { openSafetensors } from "#lib/models/safetensors.js";
@@ -167,6 +168,18 @@ t.test("openModel recognises models by content and says what else it was given",
   write("two/a.gguf", writeGguf({}));
   write("two/b.gguf", writeGguf({}));
   await t.rejects(openModel(join(path, "two")), { name: "ModelFormatError", message: /a\.gguf, b\.gguf/ });
+});
+
+t.test("tensors without config.json: the error says what is missing", async (t) => {
+  const { path, write } = scratch(t);
+  write("m/model.safetensors", small);
+  for (const given of [join(path, "m"), join(path, "m", "model.safetensors")]) {
+    await t.rejects(loadModel(given), { name: "ModelFormatError", message: /Expected a file config\.json beside the safetensors file.*model\.safetensors/ });
+  }
+  write("m/config.json", "{}");
+  await t.rejects(loadModel(join(path, "m")), { name: "ModelFormatError", message: /config\.json/ });
+  write("m/config.json", '{"hidden_size": 4}');
+  await t.rejects(loadModel(join(path, "m")), { name: "ModelFormatError", message: /a string for model_type/ });
 });
 
 const minilm = modelPath("all-MiniLM-L6-v2");
