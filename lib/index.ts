@@ -1,3 +1,10 @@
+export type { DraftContext, Drafter, DraftState, DraftStep, TopTokens } from "./draft/drafter.js";
+export { lookupPrompt, promptLookup, type PromptLookupMatch, type PromptLookupOptions } from "./draft/prompt-lookup.js";
+export { TreeSize } from "./draft/size.js";
+export { recyclingTemplate, templateOf, type TreeTemplate } from "./draft/template.js";
+export { tokenRecycling, type TokenRecycling, type TokenRecyclingOptions } from "./draft/token-recycling.js";
+export { DraftTree, mergeTrees } from "./draft/tree.js";
+export { verifyGreedy, verifySampled, type SampledVerification, type Verification } from "./draft/verify.js";
 export {
   AbortError, ArgumentError, BusyError, ContextOverflowError, DisposedError, ModelFormatError, NumericError, OutOfMemoryError, ShapeError, TokenloomError,
 } from "./errors.js";

@@ -130,4 +130,27 @@ struct LogProbArgs { View logits, targets, out; };
 // out = softmax(x · scale) along the last axis. A row of only −inf gives zeros.
 struct SoftmaxArgs { View x, out; double scale; };
 
+// ---- draft.cpp: a tree of drafted tokens is tokens i32 [n] and parents i32 [n], parents[0] = −1, parents[i] < i; node 0 is the
+// last token already decided. n ≤ 1024.
+// Token Recycling (arXiv 2408.08696): row tokens[i] of matrix i32 [vocabulary, k], written in place, becomes the k largest of
+// logits[i] (equal: lowest index first); of equal tokens the last node's row stays. logits [n, vocabulary].
+struct RecycleUpdateArgs { View tokens, logits, matrix; };
+// tokens[0] = root [1], tokens[i] = matrix[tokens[parents[i]], ranks[i]]; depths i32 [n] (optional).
+struct ExpandTreeArgs { View matrix, root, parents, ranks, tokens, depths; };
+// Who sees whom (arXiv 2305.09781): mask u8 [n, n], bits i32 [n, ⌈n / 32⌉] (bit j % 32 of word j / 32), depths i32 [n] and
+// positions i32 [n] = past + depth; all outputs optional.
+struct TreeMaskArgs { View parents, mask, bits, depths, positions; double past; };
+// Draws a token at each accepted node by the chain of SampleArgs at position + depth; a child that holds the drawn token is
+// accepted. The deepest accepted node wins, of equals the lowest. The penalty looks at the last `repeatLastTokens` of history
+// and path. path i32 [n]: accepted nodes, root first; accepted i32 [n]: their draws, that is the accepted drafts and one token
+// more; logProb f32 [n] of each; all −1 (logProb 0) behind the first `count` i32 [1]. One node: what `sample` gives.
+struct VerifyTreeArgs {
+  View logits, tokens, parents, history, path, accepted, logProb, count;
+  double temperature, topK, topP, minP, repeatPenalty, repeatLastTokens, seed, stream, position;
+};
+// Verification with given probabilities and random numbers (arXiv 2305.09781, 2401.15077): target f32 [n, vocabulary], draft
+// f32 [n, vocabulary] (optional: children were drawn from it without replacement, in order; absent: chosen by rule),
+// uniform f32 [n], uniformFinal f32 [1]. path, accepted, count as above; residual f32 [vocabulary]: what the last token is drawn from.
+struct VerifySamplingArgs { View tokens, parents, target, draft, uniform, uniformFinal, path, accepted, count, residual; };
+
 }  // namespace tl

@@ -8,6 +8,7 @@
 
 #include "../simd/target.h"
 #include "rows_inl.h"
+#include "sampler.h"
 #include "select_inl.h"
 
 namespace tl::TL_TARGET {
@@ -33,25 +34,9 @@ bool finite(double x) { return std::fabs(x) <= std::numeric_limits<double>::max(
 Status checkSample(const SampleArgs& args) {
   const View &logits = args.logits, &token = args.token, &logProb = args.logProb;
   TL_TRY(vectorOperand("sample", "logits", logits, logits.lastDim()));
-  if (logits.count() < 1) return shapeError("sample", "logits", "must have elements", 1, 0);
-  if (logits.count() > kMostVocabulary) return argumentError("sample", "logits", "has a larger vocabulary than sampling supports", logits.count());
   if (token.dtype != DType::i32 || token.count() != 1) return argumentError("sample", "token", "must be one i32", token.count());
   if (logProb.present() && (logProb.dtype != DType::f32 || logProb.count() != 1)) return argumentError("sample", "logProb", "must be one f32", logProb.count());
-  if (!(args.temperature >= 0 && finite(args.temperature))) return argumentError("sample", "temperature", "must be finite and at least 0");
-  if (!(args.topK >= 0)) return argumentError("sample", "topK", "must be at least 0");
-  if (!(args.topP >= 0)) return argumentError("sample", "topP", "must be at least 0");
-  if (!(args.minP >= 0 && args.minP <= 1)) return argumentError("sample", "minP", "must lie in 0 … 1");
-  if (!(args.repeatPenalty > 0 && finite(args.repeatPenalty))) return argumentError("sample", "repeatPenalty", "must be finite and positive");
-  for (const double number : {args.seed, args.stream, args.position})
-    if (!(number >= 0 && number <= 0x1p53)) return argumentError("sample", "seed, stream, position", "must be integers in 0 … 2^53");
-  if (!args.history.present()) return {};
-  if (args.history.dtype != DType::i32 || args.history.rank != 1 || (args.history.dims[0] > 1 && args.history.strides[0] != 1))
-    return argumentError("sample", "history", "must be one contiguous row of i32", args.history.rank);
-  for (int64_t i = 0; i < args.history.dims[0]; ++i) {
-    const int32_t id = args.history.as<int32_t>()[i];
-    if (id < 0 || id >= logits.count()) return argumentError("sample", "history", "has a number outside the vocabulary", id);
-  }
-  return {};
+  return checkSampler("sample", logits.count(), args);
 }
 
 Status checkRange(const char* op, float maximum) {
@@ -59,11 +44,9 @@ Status checkRange(const char* op, float maximum) {
   return std::fabs(maximum) <= std::numeric_limits<float>::max() ? Status{} : error;  // NaN compares false
 }
 
-// Each token of the history once, however often it is there.
-void penalise(const float* logits, int64_t n, const View& history, double penalty, float* out) {
-  std::memcpy(out, logits, size_t(n) * sizeof(float));
-  const int32_t* ids = history.as<int32_t>();
-  for (int64_t i = 0; i < history.dims[0]; ++i) {
+// Each token once, however often it is among the ids: the value is always that of `logits`.
+void penalise(const float* logits, const int32_t* ids, int64_t count, double penalty, float* out) {
+  for (int64_t i = 0; i < count; ++i) {
     const float value = logits[ids[i]];
     out[ids[i]] = float(value > 0 ? double(value) / penalty : double(value) * penalty);
   }
@@ -184,25 +167,57 @@ void softmaxRow(const float* x, float* out, int64_t n, float scale) {
 
 }  // namespace
 
+Status checkSampler(const char* op, int64_t vocabulary, const SampleArgs& args) {
+  if (vocabulary < 1) return shapeError(op, "logits", "must have elements", 1, 0);
+  if (vocabulary > kMostVocabulary) return argumentError(op, "logits", "has a larger vocabulary than sampling supports", vocabulary);
+  if (!(args.temperature >= 0 && finite(args.temperature))) return argumentError(op, "temperature", "must be finite and at least 0");
+  if (!(args.topK >= 0)) return argumentError(op, "topK", "must be at least 0");
+  if (!(args.topP >= 0)) return argumentError(op, "topP", "must be at least 0");
+  if (!(args.minP >= 0 && args.minP <= 1)) return argumentError(op, "minP", "must lie in 0 … 1");
+  if (!(args.repeatPenalty > 0 && finite(args.repeatPenalty))) return argumentError(op, "repeatPenalty", "must be finite and positive");
+  for (const double number : {args.seed, args.stream, args.position})
+    if (!(number >= 0 && number <= 0x1p53)) return argumentError(op, "seed, stream, position", "must be integers in 0 … 2^53");
+  if (!args.history.present()) return {};
+  if (args.history.dtype != DType::i32 || args.history.rank != 1 || (args.history.dims[0] > 1 && args.history.strides[0] != 1))
+    return argumentError(op, "history", "must be one contiguous row of i32", args.history.rank);
+  for (int64_t i = 0; i < args.history.dims[0]; ++i) {
+    const int32_t id = args.history.as<int32_t>()[i];
+    if (id < 0 || id >= vocabulary) return argumentError(op, "history", "has a number outside the vocabulary", id);
+  }
+  return {};
+}
+
+Status drawToken(const char* op, const float* logits, int64_t n, const SampleArgs& args, const int32_t* path, int64_t pathLength, std::byte* scratchBase, TokenDraw& draw) {
+  draw.maximum = rowMaximum(logits, n);
+  TL_TRY(checkRange(op, draw.maximum));
+  const SampleScratch scratch(scratchBase);
+  const float* x = logits;
+  float maximum = draw.maximum;
+  const int64_t past = args.history.present() ? args.history.dims[0] : 0;
+  if (args.repeatPenalty != 1 && past + pathLength > 0) {
+    std::memcpy(scratch.row, logits, size_t(n) * sizeof(float));
+    penalise(logits, args.history.as<int32_t>(), past, args.repeatPenalty, scratch.row);
+    penalise(logits, path, pathLength, args.repeatPenalty, scratch.row);
+    x = scratch.row;
+    maximum = rowMaximum(x, n);
+    TL_TRY(checkRange(op, maximum));
+  }
+  draw.token = chooseToken(x, n, maximum, args, scratch);
+  return {};
+}
+
+float logProbability(const float* logits, int64_t n, const TokenDraw& draw) {
+  return float(double(logits[draw.token]) - double(draw.maximum) - std::log(sumOfExp(logits, n, draw.maximum)));
+}
+
 Status sample(const SampleArgs& args, Context& context) {
   TL_TRY(checkSample(args));
   const float* logits = args.logits.as<float>();
   const int64_t n = args.logits.count();
-  const float maximum = rowMaximum(logits, n);
-  TL_TRY(checkRange("sample", maximum));
-  const SampleScratch scratch(context.pool.scratch(0));
-  const float* x = logits;
-  float penalisedMaximum = maximum;
-  if (args.repeatPenalty != 1 && args.history.present() && args.history.dims[0] > 0) {
-    penalise(logits, n, args.history, args.repeatPenalty, scratch.row);
-    x = scratch.row;
-    penalisedMaximum = rowMaximum(x, n);
-    TL_TRY(checkRange("sample", penalisedMaximum));
-  }
-  const int32_t token = chooseToken(x, n, penalisedMaximum, args, scratch);
-  *args.token.as<int32_t>() = token;
-  if (args.logProb.present())
-    *args.logProb.as<float>() = float(double(logits[token]) - double(maximum) - std::log(sumOfExp(logits, n, maximum)));
+  TokenDraw draw;
+  TL_TRY(drawToken("sample", logits, n, args, nullptr, 0, context.pool.scratch(0), draw));
+  *args.token.as<int32_t>() = draw.token;
+  if (args.logProb.present()) *args.logProb.as<float>() = logProbability(logits, n, draw);
   return {};
 }
 

@@ -26,7 +26,7 @@ function prepare(name: string, inputs: Tensors, build: (values: Record<string, V
 
 /**
  * Runs one op, or a few, on tensors: builds the graph that `build` describes, compiles it once a shape, runs it.
- * `key` has to tell apart whatever `build` depends on besides shapes.
+ * `key` has to tell apart whatever `build` depends on besides shapes; numbers that change often go in as `scalars` instead.
  */
 export async function evaluate<Name extends string>(
   name: string,
@@ -34,6 +34,7 @@ export async function evaluate<Name extends string>(
   key: string,
   build: (values: Record<string, Value>, graph: Graph) => Record<Name, Value>,
   options: RunOptions = {},
+  scalars: Readonly<Record<string, number>> = {},
 ): Promise<Record<Name, Tensor>> {
   const shapes = Object.entries(inputs).map(([input, value]) => (value ? `${input}:${value.type}[${value.shape.join(",")}]` : ""));
   const id = `${name}|${key}|${shapes.join("|")}`;
@@ -51,7 +52,7 @@ export async function evaluate<Name extends string>(
   const outputs = entry.outputs.map(({ name: output, type, shape }) => [output, zeros(shape, type)] as const);
   for (const [output, value] of outputs) bindings[`out.${output}`] = value.data as Bytes;
   try {
-    await entry.graph.run({ bindings }, options);
+    await entry.graph.run({ bindings, scalars }, options);
   } catch (error) {
     for (const [, value] of outputs) value.dispose();
     throw error;

@@ -1,6 +1,7 @@
 import { attentionOperations } from "./attention.js";
+import { draftOperations } from "./draft.js";
 import { modelOperations } from "./model.js";
 import type { Operation } from "./vector.js";
 
 /** Every op that vectors can name: one file a family. */
-export const operations: ReadonlyMap<string, Operation> = new Map(Object.entries({ ...modelOperations, ...attentionOperations }));
+export const operations: ReadonlyMap<string, Operation> = new Map(Object.entries({ ...modelOperations, ...attentionOperations, ...draftOperations }));

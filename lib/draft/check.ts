@@ -1,0 +1,23 @@
+import { invalidArgument } from "../errors.js";
+
+/** An integer option within its range, or its default. */
+export function integer(name: string, value: unknown, fallback: number, low: number, high: number): number {
+  if (value === undefined) return fallback;
+  if (!Number.isInteger(value) || (value as number) < low || (value as number) > high) throw invalidArgument(name, `an integer from ${low} to ${high}`, value);
+  return value as number;
+}
+
+export function optionsObject<T extends object>(options: T | undefined): Partial<T> {
+  if (options === undefined) return {};
+  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object", options);
+  return options;
+}
+
+/** Token ids as a user gives them. */
+export function tokenIds(name: string, tokens: unknown): readonly number[] | Int32Array {
+  if (!Array.isArray(tokens) && !(tokens instanceof Int32Array)) throw invalidArgument(name, "an array of token ids", tokens);
+  tokens.forEach((id: unknown, i: number) => {
+    if (!Number.isInteger(id) || (id as number) < 0) throw invalidArgument(`${name}[${i}]`, "a token id", id);
+  });
+  return tokens as readonly number[] | Int32Array;
+}

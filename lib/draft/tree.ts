@@ -1,0 +1,139 @@
+import { invalidArgument } from "../errors.js";
+
+/** Nodes that one verification takes at most, root included. */
+export const mostNodes = 1024;
+
+/**
+ * Drafted continuations of a text as a tree (arXiv 2305.09781). Node 0 is the root: the last token already decided, which the
+ * next forward pass computes anyway. Nodes are in breadth-first order; `parents[0]` is −1 and `parents[i] < i`.
+ */
+export class DraftTree {
+  readonly depths: Int32Array;
+  /** Estimated probability that the text goes along the path to the node: 1 at the root, never above the parent's. */
+  readonly probabilities: Float32Array;
+
+  /**
+   * @param tokens i32 `[n]`, 1 ≤ n ≤ 1024. @param parents i32 `[n]`. @param probabilities f32 `[n]`; without them each node is
+   * taken to be half as likely as its parent. Throws ArgumentError where these are no tree.
+   */
+  constructor(readonly tokens: Int32Array, readonly parents: Int32Array, probabilities?: Float32Array) {
+    const n = tokens.length;
+    if (n < 1 || n > mostNodes) throw invalidArgument("tokens", `1 to ${mostNodes} nodes`, n);
+    if (parents.length !== n || parents[0] !== -1) throw invalidArgument("parents", `${n} numbers, the first −1`, parents);
+    if (probabilities && probabilities.length !== n) throw invalidArgument("probabilities", `${n} numbers`, probabilities);
+    this.depths = new Int32Array(n);
+    this.probabilities = new Float32Array(n);
+    this.probabilities[0] = 1;
+    for (let i = 1; i < n; i++) {
+      const parent = parents[i]!;
+      if (!(parent >= 0 && parent < i)) throw invalidArgument(`parents[${i}]`, "an earlier node", parent);
+      this.depths[i] = this.depths[parent]! + 1;
+      const most = this.probabilities[parent]!;
+      this.probabilities[i] = probabilities ? Math.min(Math.max(probabilities[i]!, 0), most) : most / 2;
+    }
+  }
+
+  /** One continuation: the root's token, then the drafted ones. */
+  static chain(tokens: readonly number[] | Int32Array, probabilities?: Float32Array): DraftTree {
+    return new DraftTree(Int32Array.from(tokens), Int32Array.from(tokens, (_, i) => i - 1), probabilities);
+  }
+
+  /** Nodes, root included. */
+  get size(): number {
+    return this.tokens.length;
+  }
+
+  /** The child of `node` that holds `token`, the lowest of several, or −1. */
+  child(node: number, token: number): number {
+    for (let i = node + 1; i < this.size; i++) if (this.parents[i] === node && this.tokens[i] === token) return i;
+    return -1;
+  }
+
+  /** i32 `[n, ⌈n / 32⌉]`: bit j % 32 of word j / 32 of row i is set where j is i or an ancestor of i. */
+  ancestors(): Int32Array {
+    const words = Math.ceil(this.size / 32), bits = new Int32Array(this.size * words);
+    for (let i = 0; i < this.size; i++) {
+      const parent = this.parents[i]!;
+      if (parent >= 0) bits.copyWithin(i * words, parent * words, (parent + 1) * words);
+      bits[i * words + (i >> 5)]! |= 1 << (i & 31);
+    }
+    return bits;
+  }
+
+  /** i32 `[n]`: where the nodes stand behind `past` cached tokens. */
+  positions(past: number): Int32Array {
+    return this.depths.map((depth) => past + depth);
+  }
+
+  /** The `nodes` most probable nodes, root included; of equals the earlier. A parent is never less probable, so it stays too. */
+  best(nodes: number): DraftTree {
+    if (nodes >= this.size) return this;
+    const { probabilities } = this, order = Array.from(this.tokens.keys());
+    order.sort((a, b) => probabilities[b]! - probabilities[a]! || a - b);
+    return this.only(order.slice(0, Math.max(1, nodes)).sort((a, b) => a - b));
+  }
+
+  /** Only these nodes, in rising order, each with all its ancestors among them. */
+  private only(nodes: readonly number[]): DraftTree {
+    const renumbered = new Int32Array(this.size).fill(-1);
+    nodes.forEach((node, i) => (renumbered[node] = i));
+    const pick = (from: Int32Array): Int32Array => Int32Array.from(nodes, (node) => from[node]!);
+    const parents = Int32Array.from(nodes, (node) => (node === 0 ? -1 : renumbered[this.parents[node]!]!));
+    return new DraftTree(pick(this.tokens), parents, Float32Array.from(nodes, (node) => this.probabilities[node]!));
+  }
+}
+
+/** Grows a tree node by node. A child that is there already is joined, not added twice. */
+export class TreeBuilder {
+  readonly tokens: number[];
+  readonly parents: number[] = [-1];
+  readonly probabilities: number[] = [1];
+  private readonly depths: number[] = [0];
+
+  constructor(root: number) {
+    this.tokens = [root];
+  }
+
+  get size(): number {
+    return this.tokens.length;
+  }
+
+  /** The new or joined child; a joined one keeps the larger probability. */
+  add(parent: number, token: number, probability: number): number {
+    for (let i = parent + 1; i < this.size; i++) {
+      if (this.parents[i] !== parent || this.tokens[i] !== token) continue;
+      this.probabilities[i] = Math.max(this.probabilities[i]!, probability);
+      return i;
+    }
+    return this.append(parent, token, probability);
+  }
+
+  /** A child that is known to be new. */
+  append(parent: number, token: number, probability: number): number {
+    this.tokens.push(token);
+    this.parents.push(parent);
+    this.probabilities.push(probability);
+    this.depths.push(this.depths[parent]! + 1);
+    return this.size - 1;
+  }
+
+  /** The tree in breadth-first order, cut to its `nodes` most probable nodes. */
+  finish(nodes: number = mostNodes): DraftTree {
+    const order = Array.from(this.tokens.keys()).sort((a, b) => this.depths[a]! - this.depths[b]! || a - b), place = new Int32Array(this.size);
+    order.forEach((node, i) => (place[node] = i));
+    const parents = Int32Array.from(order, (node) => (node === 0 ? -1 : place[this.parents[node]!]!));
+    return new DraftTree(Int32Array.from(order, (node) => this.tokens[node]!), parents, Float32Array.from(order, (node) => this.probabilities[node]!)).best(nodes);
+  }
+}
+
+/** One tree of all: paths that begin alike are joined, the same path is there once. Cut to the `nodes` most probable nodes. */
+export function mergeTrees(trees: readonly DraftTree[], nodes: number = mostNodes): DraftTree {
+  const root = trees[0]?.tokens[0];
+  if (root === undefined || trees.some((tree) => tree.tokens[0] !== root)) throw invalidArgument("trees", "trees of one root", trees);
+  const builder = new TreeBuilder(root);
+  for (const tree of trees) {
+    const place = new Int32Array(tree.size);
+    for (let i = 1; i < tree.size; i++) place[i] = builder.add(place[tree.parents[i]!]!, tree.tokens[i]!, tree.probabilities[i]!);
+  }
+  return builder.finish(nodes);
+}
