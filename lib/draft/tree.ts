@@ -73,6 +73,12 @@ export class DraftTree {
     return this.only(order.slice(0, Math.max(1, nodes)).sort((a, b) => a - b));
   }
 
+  /** The nodes at most `depth` below the root. */
+  shallow(depth: number): DraftTree {
+    if (this.depths.every((own) => own <= depth)) return this;
+    return this.only(Array.from(this.tokens.keys()).filter((node) => this.depths[node]! <= depth));
+  }
+
   /** Only these nodes, in rising order, each with all its ancestors among them. */
   private only(nodes: readonly number[]): DraftTree {
     const renumbered = new Int32Array(this.size).fill(-1);

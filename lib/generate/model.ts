@@ -15,7 +15,9 @@ import { chatTemplateOf, renderChat, type ChatMessage } from "../tokenizer/templ
 import { createTokenizer, type EncodeOptions, type Tokenizer } from "../tokenizer/tokenizer.js";
 import { checkCallback, checkIds, checkPrompt, checkSignal, mostHistory } from "./options.js";
 import { scoreIds, scoreTokens, type Score, type ScoreOptions } from "./score.js";
-import { chunkTokens, Session, type SessionOptions } from "./session.js";
+import { Session, type SessionOptions } from "./session.js";
+import { chunkTokens } from "./sequence.js";
+import { draftNodes, measureDraftCosts } from "./speculation.js";
 
 export interface LoadProgress {
   readonly stage: "fetch" | "read" | "tokenizer" | "weights";
@@ -23,6 +25,10 @@ export interface LoadProgress {
   /** 0 where the whole is not known. */
   readonly total: number;
 }
+
+/** Element types of cached keys and values; int8 has a scale a token, int4 scale and minimum for each 32 elements (arXiv 2303.06865, 2402.02750). */
+const cacheTypes = { f32: "f32", f16: "f16", bf16: "bf16", int8: "i8", int4: "i4" } as const;
+export type CacheType = keyof typeof cacheTypes;
 
 export interface LoadOptions {
   readonly onProgress?: ((progress: LoadProgress) => void) | undefined;
@@ -32,7 +38,7 @@ export interface LoadOptions {
   /** Most tokens a session may hold; by default what the model was trained for. */
   readonly contextLength?: number | undefined;
   /** Element type of cached keys and values. Default "f16". */
-  readonly cacheType?: "f32" | "f16" | "bf16" | undefined;
+  readonly cacheType?: CacheType | undefined;
   /** Most bytes that all sessions' caches may hold together; a session that needs more gets OutOfMemoryError. Default: no limit. */
   readonly cacheBytes?: number | undefined;
   /** Never use the network. */
@@ -60,6 +66,9 @@ class ModelGraphs {
   }
   get generate(): Promise<CompiledGraph> {
     return this.once("generate", () => this.build.generate(chunkTokens, mostHistory));
+  }
+  draft(top: number): Promise<CompiledGraph> {
+    return this.once(`draft ${top}`, () => this.build.draft(draftNodes, mostHistory, top));
   }
   score(top: number): Promise<CompiledGraph> {
     return this.once(`score ${top}`, () => this.build.score(scoreTokens, top));
@@ -106,9 +115,12 @@ export class LanguageModel implements Disposable {
     this.loadMs = loadMs;
     this.loader = loader;
     this.graphs = graphs;
-    this.pool = callNative(() => native.createPool(config.layers.length, config.kvHeads, config.headDim, dtypeCode[options.cacheType ?? "f16"], options.cacheBytes ?? 0));
+    this.pool = callNative(() => native.createPool(config.layers.length, config.kvHeads, config.headDim, dtypeCode[cacheTypes[options.cacheType ?? "f16"]], options.cacheBytes ?? 0));
   }
   private readonly loader: WeightLoader;
+  private readonly costs = new Map<number, Promise<Float64Array>>();
+  /** Sessions that are open. @internal */
+  readonly sessions = new Set<Session>();
 
   get isDisposed(): boolean {
     return this.disposed;
@@ -118,10 +130,21 @@ export class LanguageModel implements Disposable {
     if (this.disposed) throw new DisposedError("This model");
   }
 
-  /** A new, empty session. Sessions share the weights and nothing else. */
+  /**
+   * A new, empty session. Sessions share the weights, and the cache pages of beginnings that their texts have in common with a
+   * session that is still open.
+   */
   session(options: SessionOptions = {}): Session {
     this.check();
-    return new Session(this, this.pool, options.threads === undefined ? undefined : threadCount(options.threads));
+    return new Session(this, options);
+  }
+
+  /** costs[n − 1]: a step over a draft tree of n nodes, compared with one of a single node; measured at first use. @internal */
+  draftCosts(threads: number): Promise<Float64Array> {
+    let costs = this.costs.get(threads);
+    if (!costs) this.costs.set(threads, (costs = measureDraftCosts(this, threads)));
+    costs.catch(() => this.costs.delete(threads));
+    return costs;
   }
 
   /** Token ids of a text. `special` also recognises special tokens written out in it (off: they are plain text). */
@@ -187,7 +210,7 @@ function checkLoadOptions(options: LoadOptions): void {
   checkCallback("options.onProgress", options.onProgress);
   threadCount(options.threads);
   const { cacheType, contextLength, cacheBytes } = options;
-  if (cacheType !== undefined && !["f32", "f16", "bf16"].includes(cacheType)) throw invalidArgument("options.cacheType", "'f32', 'f16' or 'bf16'", cacheType);
+  if (cacheType !== undefined && !Object.hasOwn(cacheTypes, cacheType)) throw invalidArgument("options.cacheType", "'f32', 'f16', 'bf16', 'int8' or 'int4'", cacheType);
   if (contextLength !== undefined && (!Number.isSafeInteger(contextLength) || contextLength < 1)) throw invalidArgument("options.contextLength", "a positive integer", contextLength);
   if (cacheBytes !== undefined && (!Number.isSafeInteger(cacheBytes) || cacheBytes < 1)) throw invalidArgument("options.cacheBytes", "a positive integer", cacheBytes);
 }

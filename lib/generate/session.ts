@@ -1,9 +1,10 @@
-import { AbortError, ArgumentError, BusyError, ContextOverflowError, DisposedError } from "../errors.js";
-import type { CompiledGraph } from "../graph/compile.js";
-import { callNative, native, type NativeHandle } from "../native.js";
-import { NativeResource } from "../resource.js";
-import { checkOptions, checkPrompt, isMessages, type CheckedOptions, type GenerateOptions, type Prompt } from "./options.js";
+import type { Drafter } from "../draft/drafter.js";
+import { AbortError, ArgumentError, BusyError, ContextOverflowError, invalidArgument } from "../errors.js";
+import { threadCount } from "../schedule.js";
+import { checkCallback, checkOptions, checkPrompt, isMessages, type CheckedOptions, type GenerateOptions, type Prompt } from "./options.js";
 import type { LanguageModel } from "./model.js";
+import { Sequence, type Drawn } from "./sequence.js";
+import { draftNodes, Speculation, type DraftStatistics, type VerifiedDraft } from "./speculation.js";
 import { StopFilter } from "./text.js";
 
 /** A piece of generated text: whole characters, the tokens that made it, and their log-probability (natural, summed). */
@@ -17,7 +18,7 @@ export type FinishReason = "stop" | "length" | "endOfText" | "aborted";
 
 /** Figures of a session's last generation, and of what it holds. */
 export interface SessionStatistics {
-  /** Prompt tokens computed; those taken over from the cache are not among them. */
+  /** Prompt tokens computed; those taken over from the cache, this session's or another's, are not among them. */
   readonly promptTokens: number;
   readonly generatedTokens: number;
   readonly promptMs: number;
@@ -27,39 +28,69 @@ export interface SessionStatistics {
   readonly tokensPerSecond: number;
   readonly cachedTokens: number;
   readonly cacheBytes: number;
+  /** Where the session drafts. */
+  readonly draft: DraftStatistics | undefined;
   readonly finishReason: FinishReason | undefined;
   readonly seed: number | undefined;
 }
 
 export interface SessionOptions {
   /** Cores to use; by default the model's. */
-  readonly threads?: number;
+  readonly threads?: number | undefined;
+  /**
+   * Guesses tokens ahead and verifies them together: tokenRecycling(), promptLookup() … The text is the same as without, with
+   * any sampling options and the same seed.
+   */
+  readonly draft?: Drafter | undefined;
+  /** Verifies always so many nodes, root included, 1 … 64; by default as many as pay, by measured cost and success. */
+  readonly draftNodes?: number | undefined;
+  /** Called after each verified draft tree, to look inside. */
+  readonly onDraft?: ((draft: VerifiedDraft) => void) | undefined;
 }
 
-/** Tokens a native call computes at most: long enough for full speed, short enough to share the machine fairly. */
-export const chunkTokens = 256;
+/** A beginning that two texts share is worth taking over from this many tokens on: a page. */
+const leastShared = 32;
 
-/** The memory of one step, reused by all steps of a session. */
-class StepMemory {
-  readonly ids = new Int32Array(chunkTokens);
-  readonly positions = new Int32Array(chunkTokens);
-  readonly last = new Int32Array(1);
-  readonly token = new Int32Array(1);
-  readonly logProb = new Float32Array(1);
+function checkSessionOptions(options: SessionOptions): SessionOptions {
+  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object", options);
+  const { draft, draftNodes: nodes, onDraft } = options;
+  if (draft !== undefined && typeof (draft as { open?: unknown } | null)?.open !== "function") throw invalidArgument("options.draft", "a drafter such as tokenRecycling()", draft);
+  if (nodes !== undefined && !(Number.isInteger(nodes) && nodes >= 1 && nodes <= draftNodes)) throw invalidArgument("options.draftNodes", `an integer from 1 to ${draftNodes}`, nodes);
+  checkCallback("options.onDraft", onDraft);
+  return options;
 }
 
 /** One conversation or text with its own cache. One generation at a time; many sessions may share a model. */
-export class Session extends NativeResource {
-  /** All tokens, the not yet cached last one included. */
-  private readonly tokens: number[] = [];
-  private cached = 0;
+export class Session implements Disposable {
+  private sequence: Sequence;
+  private readonly threads: number;
+  private readonly speculation: Speculation | undefined;
   private busy = false;
-  private readonly memory = new StepMemory();
   private readonly figures = { promptTokens: 0, generatedTokens: 0, promptMs: 0, generateMs: 0, finishReason: undefined as FinishReason | undefined, seed: undefined as number | undefined };
 
   /** @internal Made by LanguageModel.session(). */
-  constructor(private readonly model: LanguageModel, pool: NativeHandle, private readonly threads: number | undefined) {
-    super("This session", callNative(() => native.createCache(pool)));
+  constructor(private readonly model: LanguageModel, private readonly options: SessionOptions, sequence?: Sequence) {
+    const { draft, draftNodes: nodes } = checkSessionOptions(options);
+    this.threads = options.threads === undefined ? model.threads : threadCount(options.threads);
+    this.speculation = draft && new Speculation(model, draft, nodes, this.threads);
+    this.sequence = sequence ?? new Sequence(model, this.threads);
+    model.sessions.add(this);
+  }
+
+  get isDisposed(): boolean {
+    return this.sequence.isDisposed;
+  }
+
+  /** Frees the cache, after a running step. Twice is fine. */
+  dispose(): void {
+    if (this.isDisposed) return;
+    this.model.sessions.delete(this);
+    this.sequence.dispose();
+    this.speculation?.[Symbol.dispose]();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
   }
 
   /**
@@ -71,15 +102,24 @@ export class Session extends NativeResource {
   generate(prompt: Prompt, options?: GenerateOptions): AsyncIterableIterator<Piece> {
     checkPrompt(prompt, this.model.config.vocabulary);
     const checked = checkOptions(options);
-    void this.handle;
+    void this.sequence.handle;
     return this.pieces(prompt, checked);
   }
 
   stats(): SessionStatistics {
     const { promptTokens, generatedTokens, promptMs, generateMs } = this.figures;
-    const bytes = this.isDisposed || this.busy ? 0 : callNative(() => native.cacheStatistics(this.handle)).bytesHeld;
+    const bytes = this.isDisposed || this.busy ? 0 : this.sequence.cacheBytes;
     const rate = (tokens: number, ms: number): number => (ms > 0 ? (tokens / ms) * 1000 : 0);
-    return { ...this.figures, promptTokensPerSecond: rate(promptTokens, promptMs), tokensPerSecond: rate(Math.max(0, generatedTokens - 1), generateMs), cachedTokens: this.cached, cacheBytes: bytes };
+    return {
+      ...this.figures, promptTokensPerSecond: rate(promptTokens, promptMs), tokensPerSecond: rate(Math.max(0, generatedTokens - 1), generateMs),
+      cachedTokens: this.sequence.cached, cacheBytes: bytes, draft: this.speculation?.statistics(),
+    };
+  }
+
+  /** A second session of the same text: cached pages are shared until one of the two writes to them. */
+  fork(): Session {
+    if (this.busy) throw new BusyError("This session");
+    return new Session(this.model, this.options, this.sequence.fork());
   }
 
   /** Forgets everything; the cache's memory is returned. */
@@ -89,11 +129,8 @@ export class Session extends NativeResource {
   }
 
   private keepFirst(count: number): void {
-    this.tokens.length = count;
-    if (this.cached > count) {
-      callNative(() => native.truncateCache(this.handle, count));
-      this.cached = count;
-    }
+    this.sequence.keepFirst(count);
+    this.speculation?.state.rewind(count);
   }
 
   private async *pieces(prompt: Prompt, options: CheckedOptions): AsyncIterableIterator<Piece> {
@@ -112,24 +149,39 @@ export class Session extends NativeResource {
   }
 
   private async takePrompt(prompt: Prompt, options: CheckedOptions): Promise<void> {
-    const { tokenizer } = this.model;
+    const { tokenizer } = this.model, { tokens } = this.sequence;
     let ids: readonly number[];
     if (typeof prompt === "string") {
-      ids = await tokenizer.encodeAsync(prompt, { bos: this.tokens.length === 0 && tokenizer.addBos, signal: options.signal });
+      ids = await tokenizer.encodeAsync(prompt, { bos: tokens.length === 0 && tokenizer.addBos, signal: options.signal });
     } else if (isMessages(prompt)) {
       const rendered = this.model.applyChatTemplate(prompt, { addGenerationPrompt: true });
       ids = await tokenizer.encodeAsync(rendered, { special: true, bos: tokenizer.addBos, signal: options.signal });
-      let common = 0;
-      while (common < ids.length && common < this.tokens.length && ids[common] === this.tokens[common]) common++;
+      const common = commonLength(ids, tokens);
       this.checkLength(ids.length);
       this.keepFirst(common);
       ids = ids.slice(common);
     } else {
       ids = prompt as readonly number[];
     }
-    this.checkLength(this.tokens.length + ids.length);
-    if (this.tokens.length + ids.length === 0) throw new ArgumentError("prompt", "Expected at least one token for prompt but it is empty and so is the session");
-    for (const id of ids) this.tokens.push(id);
+    this.checkLength(tokens.length + ids.length);
+    if (tokens.length + ids.length === 0) throw new ArgumentError("prompt", "Expected at least one token for prompt but it is empty and so is the session");
+    if (tokens.length === 0) ids = this.takeOver(ids);
+    for (const id of ids) this.sequence.tokens.push(id);
+  }
+
+  /** Starts an empty session from the pages of an open one whose text begins alike; answers what of `ids` is left. */
+  private takeOver(ids: readonly number[]): readonly number[] {
+    let best = leastShared - 1, from: Session | undefined;
+    for (const other of this.model.sessions) {
+      if (other === this || other.busy) continue;
+      const common = Math.min(commonLength(ids, other.sequence.tokens), other.sequence.cached);
+      if (common > best) [best, from] = [common, other];
+    }
+    if (!from) return ids;
+    const empty = this.sequence;
+    this.sequence = from.sequence.fork(best);
+    empty.dispose();
+    return ids.slice(best);
   }
 
   private checkLength(tokens: number): void {
@@ -139,9 +191,9 @@ export class Session extends NativeResource {
   }
 
   private async *write(options: CheckedOptions): AsyncIterableIterator<Piece> {
-    const { tokenizer } = this.model, ends = new Set(options.ignoreEndOfText ? [] : tokenizer.eosIds);
+    const { tokenizer } = this.model, ends = new Set(options.ignoreEndOfText ? [] : tokenizer.eosIds), { figures } = this;
     const text = tokenizer.stream(), filter = new StopFilter(options.stop);
-    let tokens: number[] = [], logProb = 0;
+    let tokens: number[] = [], logProb = 0, drawn: Drawn[] = [];
     const piece = (shown: string): Piece => {
       const made = { text: shown, tokens, logProb };
       tokens = [];
@@ -149,109 +201,73 @@ export class Session extends NativeResource {
       return made;
     };
     await this.prefill(options);
-    const finish = (reason: FinishReason): void => void (this.figures.finishReason = reason);
-    for (;;) {
-      if (this.figures.generatedTokens >= options.maxTokens) {
-        finish("length");
-        break;
-      }
-      const next = await this.step(options);
-      if (ends.has(next.token)) {
-        finish("endOfText");
-        break;
-      }
-      tokens.push(next.token);
-      logProb += next.logProb;
-      const shown = filter.push(text.push(next.token));
-      if (filter.found !== undefined) {
-        finish("stop");
+    try {
+      while (figures.finishReason === undefined) {
+        if (figures.generatedTokens >= options.maxTokens) {
+          figures.finishReason = "length";
+          break;
+        }
+        if (drawn.length === 0) drawn = [...(await this.step(options))];
+        const next = drawn.shift()!;
+        figures.generatedTokens++;
+        if (ends.has(next.token)) {
+          figures.finishReason = "endOfText";
+          break;
+        }
+        tokens.push(next.token);
+        logProb += next.logProb;
+        const shown = filter.push(text.push(next.token));
+        if (filter.found !== undefined) figures.finishReason = "stop";
         if (shown !== "") yield piece(shown);
-        return;
       }
-      if (shown !== "") yield piece(shown);
+    } finally {
+      // Drafts that were right but came behind the end: as if they had never been computed.
+      if (drawn.length > 0 && !this.isDisposed) this.keepFirst(this.sequence.tokens.length - drawn.length);
     }
+    if (figures.finishReason === "stop") return;
     const rest = filter.push(text.end()) + filter.end();
     if (rest !== "" || tokens.length > 0) yield piece(rest);
   }
 
-  /** Computes all tokens but those that the first step takes: nothing but the cache comes of it. */
   private async prefill(options: CheckedOptions): Promise<void> {
-    // The last token is computed again where all are cached: its logits are needed.
-    if (this.cached === this.tokens.length) this.dropCached(this.tokens.length - 1);
-    const begin = this.cached, total = this.tokens.length - begin, started = performance.now();
-    while (this.tokens.length - this.cached > chunkTokens) {
-      const count = chunkTokens;
-      this.fill(count);
-      await this.run(await this.model.graphs.prefill, { n: count }, {}, {}, options);
-      this.advance(count);
-      this.figures.promptTokens += count;
-      this.figures.promptMs = performance.now() - started;
-      options.onProgress?.({ stage: "prompt", loaded: this.cached - begin, total });
-    }
-  }
-
-  private dropCached(count: number): void {
-    callNative(() => native.truncateCache(this.handle, count));
-    this.cached = count;
-  }
-
-  private fill(count: number): void {
-    const { ids, positions } = this.memory;
-    for (let i = 0; i < count; i++) {
-      ids[i] = this.tokens[this.cached + i]!;
-      positions[i] = this.cached + i;
-    }
-  }
-
-  private advance(count: number): void {
-    this.cached += count;
-  }
-
-  /** Computes what is not cached yet and draws the next token. */
-  private async step(options: CheckedOptions): Promise<{ token: number; logProb: number }> {
-    const { memory, figures } = this, count = this.tokens.length - this.cached, first = figures.generatedTokens === 0;
-    if (this.tokens.length > this.model.contextLength) {
-      throw new ContextOverflowError(`The context of ${this.model.contextLength} tokens is full: nothing was lost, but the session cannot go on without a cache policy`);
-    }
-    const started = performance.now();
-    this.fill(count);
-    memory.last[0] = count - 1;
-    const history = Int32Array.from(options.repeatPenalty === 1 || options.repeatLastTokens === 0 ? [] : this.tokens.slice(-options.repeatLastTokens));
-    const { temperature, topK, topP, minP, repeatPenalty, seed } = options;
-    await this.run(
-      await this.model.graphs.generate,
-      { n: count, history: history.length },
-      { last: memory.last, history, token: memory.token, logProb: memory.logProb },
-      { temperature, topK, topP, minP, repeatPenalty, seed, stream: 0, position: this.tokens.length },
-      options,
-    );
-    this.advance(count);
-    const token = memory.token[0]!;
-    this.tokens.push(token);
-    figures.generatedTokens++;
-    const elapsed = performance.now() - started;
-    // The first step computes the end of the prompt: it counts as prompt time, as in other engines.
-    if (first) {
+    const { figures, sequence } = this, started = performance.now();
+    const total = Math.max(1, sequence.tokens.length - sequence.cached);
+    await this.speculation?.start();
+    await sequence.prefill(options, (count) => {
       figures.promptTokens += count;
-      figures.promptMs += elapsed;
-      options.onProgress?.({ stage: "prompt", loaded: figures.promptTokens, total: figures.promptTokens });
-    } else {
-      figures.generateMs += elapsed;
-    }
-    return { token, logProb: memory.logProb[0]! };
+      figures.promptMs = performance.now() - started;
+      options.onProgress?.({ stage: "prompt", loaded: figures.promptTokens, total });
+    });
   }
 
-  private run(
-    graph: CompiledGraph,
-    symbols: Record<string, number>,
-    bindings: Record<string, Int32Array | Float32Array>,
-    scalars: Record<string, number>,
-    options: CheckedOptions,
-  ): Promise<void> {
-    if (this.model.isDisposed) throw new DisposedError("This session's model");
-    const { ids, positions } = this.memory;
-    return this.during(() =>
-      graph.run({ symbols, bindings: { ids, positions, cache: this.handle, ...bindings }, scalars }, { signal: options.signal, threads: this.threads ?? this.model.threads }),
-    );
+  /** Computes what is not cached yet and draws the next token, or with drafts several. */
+  private async step(options: CheckedOptions): Promise<readonly Drawn[]> {
+    const { figures, sequence, speculation } = this, started = performance.now();
+    if (figures.generatedTokens === 0) {
+      const count = sequence.tokens.length - sequence.cached, drawn = await sequence.step(options);
+      // The first step computes the end of the prompt: it counts as prompt time, as in other engines.
+      figures.promptTokens += count;
+      figures.promptMs += performance.now() - started;
+      options.onProgress?.({ stage: "prompt", loaded: figures.promptTokens, total: figures.promptTokens });
+      return drawn;
+    }
+    const drawn = speculation ? await this.speculate(speculation, options) : await sequence.step(options);
+    figures.generateMs += performance.now() - started;
+    return drawn;
   }
+
+  private async speculate(speculation: Speculation, options: CheckedOptions): Promise<readonly Drawn[]> {
+    const { sequence } = this, { proposed, tree } = await speculation.propose(sequence.tokens, Math.max(0, sequence.room));
+    const started = performance.now(), { topTokens } = speculation.state;
+    const draft = await sequence.draftStep(tree, options, topTokens);
+    speculation.learn(proposed, draft, performance.now() - started);
+    this.options.onDraft?.(draft);
+    return draft.drawn;
+  }
+}
+
+function commonLength(a: readonly number[], b: readonly number[]): number {
+  let common = 0;
+  while (common < a.length && common < b.length && a[common] === b[common]) common++;
+  return common;
 }

@@ -1,14 +1,15 @@
 import { compileInSlices, type CompiledGraph } from "../graph/compile.js";
-import { Graph } from "../graph/graph.js";
+import { Graph, type Scalar } from "../graph/graph.js";
 import type { Symbolic } from "../graph/dims.js";
 import type { Value } from "../graph/value.js";
 import { add, convert, gatedActivation, softcap } from "../ops/activation.js";
 import { cacheAppend, cachedAttention } from "../ops/cache.js";
+import { treeMask, verifyTree } from "../ops/draft.js";
 import { embedding, gatherRows } from "../ops/embedding.js";
 import { matmul } from "../ops/matmul.js";
 import { headNorm, rmsNorm } from "../ops/norm.js";
 import { rope, ropeFrequencies, ropeTable, type RopeConfig } from "../ops/rope.js";
-import { logProb, sample, topK } from "../ops/sample.js";
+import { logProb, sample, topK, type SampleParameters } from "../ops/sample.js";
 import { Slicer } from "../slice.js";
 import type { DecoderConfig, DecoderDescription, LayerWeights, WeightPart } from "./config.js";
 import { storedFactorTensors, withStoredFactors } from "./rope.js";
@@ -117,12 +118,20 @@ class Rows {
   }
 }
 
+function samplerScalars(graph: Graph): SampleParameters {
+  const scalar = (name: string): Scalar => graph.scalar(name);
+  return {
+    temperature: scalar("temperature"), topK: scalar("topK"), topP: scalar("topP"), minP: scalar("minP"),
+    repeatPenalty: scalar("repeatPenalty"), seed: scalar("seed"), stream: scalar("stream"), position: scalar("position"),
+  };
+}
+
 /** Builds the graphs of one decoder over shared weights. */
 export class DecoderGraphs {
   constructor(private readonly decoder: Decoder, private readonly contextLength: number) {}
 
   /** Hidden states of n new tokens; their keys and values go to the cache. */
-  private async body(graph: Graph, n: Symbolic, slicer: Slicer): Promise<{ hidden: Value; cache: Value; positions: Value }> {
+  private async body(graph: Graph, n: Symbolic, slicer: Slicer, tree?: (graph: Graph) => Value): Promise<{ hidden: Value; ids: Value; cache: Value; positions: Value }> {
     const { config, layers } = this.decoder;
     await slicer.pause();
     const ids = graph.binding("ids", "i32", [n]), positions = graph.binding("positions", "i32", [n]), cache = graph.binding("cache", "cache", []);
@@ -133,15 +142,16 @@ export class DecoderGraphs {
       return table;
     };
     for (const layer of config.layers) tableFor(layer.rope);
+    const treeMask = tree?.(graph);
     let hidden = embedding(graph.weight("embedding", this.decoder.embedding), ids, { scale: config.embeddingScale });
     for (const [index, layer] of layers.entries()) {
       if (slicer.due) await slicer.pause();
       hidden = graph.scope(`layer${index}`, () => {
-        const attended = this.attention(graph, layer, index, hidden, cache, tableFor(config.layers[index]!.rope));
+        const attended = this.attention(graph, layer, index, hidden, cache, tableFor(config.layers[index]!.rope), treeMask);
         return this.feedForward(graph, layer, attended);
       });
     }
-    return { hidden, cache, positions };
+    return { hidden, ids, cache, positions };
   }
 
   private vector(graph: Graph, name: string, vector: Vector): Value {
@@ -176,7 +186,7 @@ export class DecoderGraphs {
     return add(x, this.norm(graph, `${name}.postNorm`, projected, postNorm, "f32"), { name: `${name}.residual` });
   }
 
-  private attention(graph: Graph, layer: Layer, index: number, x: Value, cache: Value, table: Value): Value {
+  private attention(graph: Graph, layer: Layer, index: number, x: Value, cache: Value, table: Value, tree: Value | undefined): Value {
     const { heads, kvHeads, headDim, attentionScale, attentionSoftcap, normEpsilon, normOffset, layers } = this.decoder.config;
     const normed = new Rows((as) => this.norm(graph, "attentionNorm", x, layer.attentionNorm, as));
     const all = this.project(graph, "queryKeyValue", normed, layer.queryKeyValue);
@@ -189,7 +199,7 @@ export class DecoderGraphs {
     query = rope(query, table, style, "queryRope");
     key = rope(key, table, style, "keyRope");
     cacheAppend(key, value, cache, index);
-    const { out: attended } = cachedAttention(query, cache, { layer: index, scale: attentionScale, window: layers[index]!.window, softcap: attentionSoftcap });
+    const { out: attended } = cachedAttention(query, cache, { layer: index, scale: attentionScale, window: layers[index]!.window, softcap: attentionSoftcap, tree });
     return this.addProjection(graph, "attentionOutput", x, Rows.of(attended.join()), layer.attentionOutput, layer.attentionPostNorm);
   }
 
@@ -220,12 +230,28 @@ export class DecoderGraphs {
     const { hidden, cache, positions } = await this.body(graph, n, slicer);
     const last = graph.binding("last", "i32", [1]), history = graph.binding("history", "i32", [h]);
     const token = graph.binding("token", "i32", [1]), probability = graph.binding("logProb", "f32", [1]);
-    const scalar = (name: string) => graph.scalar(name);
-    sample(this.logits(graph, gatherRows(hidden, last)), history, { token, logProb: probability }, {
-      temperature: scalar("temperature"), topK: scalar("topK"), topP: scalar("topP"), minP: scalar("minP"),
-      repeatPenalty: scalar("repeatPenalty"), seed: scalar("seed"), stream: scalar("stream"), position: scalar("position"),
-    });
+    sample(this.logits(graph, gatherRows(hidden, last)), history, { token, logProb: probability }, samplerScalars(graph));
     return compileInSlices(graph, { cache: { binding: cache, newTokens: n, positions } }, slicer);
+  }
+
+  /**
+   * ids, positions, parents and history of a draft tree of at most `most` nodes → the accepted path in the cache, the tokens drawn along
+   * it and, for a `top` above 0, the largest logits of all nodes.
+   */
+  async draft(most: number, historyMost: number, top: number): Promise<CompiledGraph> {
+    const slicer = new Slicer(), graph = new Graph("draft"), n = graph.symbol("n", most), h = graph.symbol("history", historyMost);
+    const parents = graph.binding("parents", "i32", [n]);
+    const { hidden, ids, cache, positions } = await this.body(graph, n, slicer, () => treeMask(parents, { words: Math.ceil(most / 32), past: 0 }).bits);
+    const logits = this.logits(graph, hidden), history = graph.binding("history", "i32", [h]);
+    const path = graph.binding("path", "i32", [n]), accepted = graph.binding("accepted", "i32", [n]), count = graph.binding("count", "i32", [1]);
+    const into = { path, accepted, count, logProb: graph.binding("logProb", "f32", [n]) };
+    verifyTree(logits, ids, parents, history, into, { ...samplerScalars(graph), repeatLastTokens: graph.scalar("repeatLastTokens") });
+    if (top > 0) {
+      topK(logits, {
+        values: graph.binding("topValues", "f32", [n, top]), indices: graph.binding("topIndices", "i32", [n, top]), logSumExp: graph.binding("logSumExp", "f32", [n]),
+      });
+    }
+    return compileInSlices(graph, { cache: { binding: cache, newTokens: n, positions, accepted: { path, count } } }, slicer);
   }
 
   /** ids, positions, targets → the cache, log-probabilities of the targets, and the `top` largest logits of each row. */
