@@ -1,3 +1,4 @@
+export { draftModel, type DraftingModel, type DraftModelOptions, type DraftText } from "./draft/draft-model.js";
 export type { DraftContext, Drafter, DraftState, DraftStep, TopTokens } from "./draft/drafter.js";
 export { lookupPrompt, promptLookup, type PromptLookupMatch, type PromptLookupOptions } from "./draft/prompt-lookup.js";
 export { TreeSize } from "./draft/size.js";

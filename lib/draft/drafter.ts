@@ -11,6 +11,7 @@
  * The text never depends on what is proposed: see verifyTree. After an error between 1 and 4 nothing was learnt, and nothing
  * has to be undone.
  */
+import type { DraftingModel } from "./draft-model.js";
 import type { DraftTree } from "./tree.js";
 
 /** The k largest logits of each node of the verified tree, as the topK op gives them. */
@@ -50,6 +51,8 @@ export interface DraftState extends Disposable {
 }
 
 export interface DraftContext {
+  /** The model that writes the text, where there is one. */
+  readonly model?: DraftingModel | undefined;
   /** Token ids are 0 … vocabulary − 1. */
   readonly vocabulary: number;
 }

@@ -1,4 +1,5 @@
 import { basename } from "node:path";
+import type { DraftText } from "../draft/draft-model.js";
 import { AbortError, DisposedError, invalidArgument, ModelFormatError } from "../errors.js";
 import type { CompiledGraph } from "../graph/compile.js";
 import { describeDecoder } from "../models/architectures.js";
@@ -13,10 +14,10 @@ import { threadCount } from "../schedule.js";
 import { Slicer } from "../slice.js";
 import { chatTemplateOf, renderChat, type ChatMessage } from "../tokenizer/template.js";
 import { createTokenizer, type EncodeOptions, type Tokenizer } from "../tokenizer/tokenizer.js";
-import { checkCallback, checkIds, checkPrompt, checkSignal, mostHistory } from "./options.js";
+import { checkCallback, checkIds, checkOptions, checkPrompt, checkSignal, mostHistory } from "./options.js";
 import { scoreIds, scoreTokens, type Score, type ScoreOptions } from "./score.js";
 import { Session, type SessionOptions } from "./session.js";
-import { chunkTokens } from "./sequence.js";
+import { chunkTokens, Sequence } from "./sequence.js";
 import { draftNodes, measureDraftCosts } from "./speculation.js";
 
 export interface LoadProgress {
@@ -137,6 +138,21 @@ export class LanguageModel implements Disposable {
   session(options: SessionOptions = {}): Session {
     this.check();
     return new Session(this, options);
+  }
+
+  /** A text of this model for draftModel(). @internal */
+  draftText(): DraftText {
+    this.check();
+    const sequence = new Sequence(this, this.threads), options = checkOptions({ seed: 0 });
+    return {
+      tokens: sequence.tokens,
+      get bytes() {
+        return sequence.cacheBytes;
+      },
+      keepFirst: (count) => sequence.keepFirst(count),
+      next: (tokens, k) => sequence.peek(tokens, k, options),
+      [Symbol.dispose]: () => sequence.dispose(),
+    };
   }
 
   /** costs[n − 1]: a step over a draft tree of n nodes, compared with one of a single node; measured at first use. @internal */

@@ -3,7 +3,8 @@ import type { CompiledGraph, RunInputs } from "../graph/compile.js";
 import { callNative, native, type NativeHandle } from "../native.js";
 import { NativeResource } from "../resource.js";
 import type { LanguageModel } from "./model.js";
-import type { DraftTree } from "../draft/tree.js";
+import type { TopTokens } from "../draft/drafter.js";
+import { DraftTree } from "../draft/tree.js";
 import type { CheckedOptions } from "./options.js";
 import { draftNodes, type VerifiedDraft } from "./speculation.js";
 
@@ -61,6 +62,16 @@ export class Sequence extends NativeResource {
     return copy;
   }
 
+  /** Appends `tokens`, computes all and gives the `top` largest logits behind the last one: nothing is drawn. */
+  async peek(tokens: readonly number[], top: number, options: CheckedOptions): Promise<TopTokens> {
+    for (const token of tokens) this.tokens.push(token);
+    const { length } = this.tokens;
+    await this.prefill(options, () => undefined, 1);
+    const { top: found } = await this.draftStep(DraftTree.chain([this.tokens.at(-1)!]), options, top);
+    this.tokens.length = length;
+    return found!;
+  }
+
   get cacheBytes(): number {
     return callNative(() => native.cacheStatistics(this.handle)).bytesHeld;
   }
@@ -77,11 +88,11 @@ export class Sequence extends NativeResource {
   }
 
   /** Computes all tokens but those that the first step takes: nothing but the cache comes of it. Calls `computed` after each chunk. */
-  async prefill(options: CheckedOptions, computed: (tokens: number) => void): Promise<void> {
+  async prefill(options: CheckedOptions, computed: (tokens: number) => void, rest = chunkTokens): Promise<void> {
     // The last token is computed again where all are cached: its logits are needed.
     if (this.cached === this.tokens.length) this.truncate(this.tokens.length - 1);
-    while (this.tokens.length - this.cached > chunkTokens) {
-      const count = chunkTokens;
+    while (this.tokens.length - this.cached > rest) {
+      const count = Math.min(chunkTokens, this.tokens.length - this.cached - (rest === chunkTokens ? 0 : rest));
       this.fill(count);
       await this.run(await this.model.graphs.prefill, { symbols: { n: count }, bindings: {} }, options);
       this.cached += count;

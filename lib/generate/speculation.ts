@@ -39,7 +39,7 @@ export class Speculation implements Disposable {
   private counts = { steps: 0, nodes: 0, tokens: 0, draftMs: 0, forwardMs: 0 };
 
   constructor(private readonly model: LanguageModel, drafter: Drafter, private readonly nodes: number | undefined, private readonly threads: number) {
-    this.state = drafter.open({ vocabulary: model.config.vocabulary });
+    this.state = drafter.open({ vocabulary: model.config.vocabulary, model });
   }
 
   /** Forgets the figures of the last generation; measures the cost of trees where that has not been done. */
