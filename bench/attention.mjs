@@ -3,32 +3,19 @@
 // TOKENLOOM_PYTHON names a Python with torch (default python3); without one the peer's columns are left out with a reason.
 // Prints GFLOP/s and the fraction of this machine's multiply-add peak, or GB/s and the fraction of its read bandwidth, both
 // measured in the same run, and writes bench/results/attention.json.
-import { execFileSync, spawn } from "node:child_process";
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { cpus, tmpdir } from "node:os";
+import { spawn } from "node:child_process";
+import { mkdirSync, writeFileSync } from "node:fs";
+import { cpus } from "node:os";
 import { dirname, join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { memory, ops, systemInfo, tensor } from "tokenloom";
-import { readBandwidth } from "./bandwidth.mjs";
+import { machineLimits } from "./limits.mjs";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const { values: flags } = parseArgs({ options: { runs: { type: "string", default: "7" }, threads: { type: "string", default: String(systemInfo().cores) }, only: { type: "string", default: "prefill,decode,tree,variants" } } });
 const runs = Number(flags.runs), threads = Number(flags.threads);
-
-/** FLOP/s of one core, from a small C++ program; undefined where there is no compiler. */
-function peakFlops() {
-  const folder = mkdtempSync(join(tmpdir(), "tokenloom-peak-"));
-  try {
-    execFileSync("c++", ["-O2", "-o", join(folder, "peak"), join(here, "native", "peak.cpp")]);
-    return JSON.parse(execFileSync(join(folder, "peak"), { encoding: "utf8" })).f32;
-  } catch {
-    return undefined;
-  } finally {
-    rmSync(folder, { recursive: true, force: true });
-  }
-}
 
 class Torch {
   static async start() {
@@ -101,8 +88,8 @@ function row(title, figures) {
 }
 
 const torch = await Torch.start();
-const flops = peakFlops(), peak = flops && flops * threads, bandwidth = await readBandwidth(threads);
-console.log(`${cpus()[0].model}, ${threads} threads, ${systemInfo().isa}; peak ${peak ? `${(peak / 1e9).toFixed(0)} GFLOP/s f32` : "unknown (no C++ compiler)"}, read ${(bandwidth / 1e9).toFixed(1)} GB/s; PyTorch ${torch.version ?? `left out: ${torch.missing}`}`);
+const { flops, bandwidth } = machineLimits(threads), peak = flops && flops * threads;
+console.log(`${cpus()[0].model}, ${threads} threads, ${systemInfo().isa}; peak ${peak ? `${(peak / 1e9).toFixed(0)} GFLOP/s f32` : "unknown"}, read ${bandwidth ? `${(bandwidth / 1e9).toFixed(1)} GB/s` : "unknown"}; PyTorch ${torch.version ?? `left out: ${torch.missing}`}`);
 console.log("\n| case | tokenloom | of the limit | PyTorch | ratio |\n|---|---|---|---|---|");
 const only = new Set(flags.only.split(","));
 const base = { batch: 1, heads: 8, kvHeads: 8, headDim: 64, type: "f32" };
@@ -120,7 +107,7 @@ if (only.has("decode")) {
     const shape = { ...base, heads: 32, kvHeads: 8, headDim: 128, type, queries: 1, keys };
     const { mine, peer } = await compare(shape, {}, torch);
     const bytes = 2 * shape.kvHeads * keys * shape.headDim * stores[type].bytes;
-    row(`one query over ${keys} cached, ${type}, 32 : 8 heads`, { rate: `${(bytes / mine / 1e9).toFixed(1)} GB/s`, ofLimit: percent(bytes / mine / bandwidth), peer: peer && (bytes / peer / 1e9).toFixed(1), ratio: peer && `${(peer / mine).toFixed(2)}×` });
+    row(`one query over ${keys} cached, ${type}, 32 : 8 heads`, { rate: `${(bytes / mine / 1e9).toFixed(1)} GB/s`, ofLimit: bandwidth && percent(bytes / mine / bandwidth), peer: peer && (bytes / peer / 1e9).toFixed(1), ratio: peer && `${(peer / mine).toFixed(2)}×` });
   }
 }
 /** A chain of nodes: each sees all before it, so all lower bits are set. */

@@ -8,7 +8,7 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { locateModel } from "tokenloom";
-import { readBandwidth } from "./bandwidth.mjs";
+import { machineLimits } from "./limits.mjs";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const { values: flags } = parseArgs({
@@ -75,16 +75,17 @@ const loadBefore = loadavg()[0];
 let details;
 const aborts = [];
 for (const threads of flags.threads.split(",").map(Number)) {
-  const bandwidth = await readBandwidth(threads);
   for (const { name, promptTokens, tokens, figure } of cases) {
     const answers = Object.fromEntries(programs.map((program) => [program, []]));
     for (let run = 0; run < Number(flags.runs); run++) {
       for (const program of programs) answers[program].push(await measure(`peers/${program}`, { model, threads, promptTokens, tokens, contextTokens: 2304 }));
     }
     details ??= { isa: answers.tokenloom[0].isa, weightBytes: answers.tokenloom[0].weightBytes };
-    rows.push({ threads, name, figure, bandwidth, ...Object.fromEntries(programs.map((program) => [program, best(answers[program], figure)])) });
+    rows.push({ threads, name, figure, ...Object.fromEntries(programs.map((program) => [program, best(answers[program], figure)])) });
     process.stderr.write(".");
   }
+  const { bandwidth } = machineLimits(threads, details.weightBytes);
+  for (const row of rows) if (row.threads === threads) row.bandwidth = bandwidth;
   aborts.push({ threads, ...(await measure("abort", { model, threads, rounds: 8 })) });
 }
 process.stderr.write("\n");
@@ -92,8 +93,8 @@ process.stderr.write("\n");
 const number = (value, digits = 0) => value.toLocaleString("en-US", { maximumFractionDigits: digits, minimumFractionDigits: digits });
 const peerRate = (row) => (row["node-llama-cpp"] ? number(row["node-llama-cpp"].tokensPerSecond) : "–");
 const ratio = (row) => (row["node-llama-cpp"] ? `${number(row.tokenloom.tokensPerSecond / row["node-llama-cpp"].tokensPerSecond, 2)}×` : "–");
-/** Every weight is read once a token: the share of the memory's speed that this alone needs. */
-const share = (row) => (row.figure === "decodeTokensPerSecond" ? `${number(((row.tokenloom.tokensPerSecond * details.weightBytes) / row.bandwidth) * 100)} %` : "–");
+/** Every weight is read once a token: the share that this alone needs of the speed at which so many bytes can be read again and again. */
+const share = (row) => (row.figure === "decodeTokensPerSecond" && row.bandwidth ? `${number(((row.tokenloom.tokensPerSecond * details.weightBytes) / row.bandwidth) * 100)} %` : "–");
 
 console.log(`| threads | tokens/s | tokenloom | node-llama-cpp ${peer.version ?? ""} | ratio | of the memory's read speed |\n|---:|---|---:|---:|---:|---:|`);
 for (const row of rows) console.log(`| ${row.threads} | ${row.name} | ${number(row.tokenloom.tokensPerSecond)} | ${peerRate(row)} | ${ratio(row)} | ${share(row)} |`);
@@ -105,7 +106,8 @@ console.log(`| load, best | ${over("loadMs", least).map((ms) => `${number(ms)} m
 console.log(`| peak memory, worst | ${over("peakBytes", most).map((bytes) => `${number(bytes / 1e6)} MB`).join(" | ")} |`);
 console.log(`| longest event-loop delay | ${over("eventLoopDelayMs", most).map((ms) => `${number(ms, 1)} ms`).join(" | ")} |`);
 for (const threads of new Set(rows.map((row) => row.threads))) {
-  console.log(`\nmemory read with ${threads} thread${threads === 1 ? "" : "s"}: ${number(rows.find((row) => row.threads === threads).bandwidth / 1e9, 1)} GB/s`);
+  const { bandwidth } = rows.find((row) => row.threads === threads);
+  if (bandwidth) console.log(`\nmemory read with ${threads} thread${threads === 1 ? "" : "s"}: ${number(bandwidth / 1e9, 1)} GB/s`);
 }
 
 console.log(`\n| from abort() to the end, longest | while loading | in a prompt of 2,048 tokens | while decoding |\n|---|---:|---:|---:|`);

@@ -14,6 +14,7 @@
 
 #include "../../cpp/cache/kv.h"
 #include "../../cpp/kernels/table.h"
+#include "limits.h"
 
 namespace {
 
@@ -36,47 +37,13 @@ template <typename Function> double best(int runs, Function&& function) {
   return least;
 }
 
-#if defined(__x86_64__)
-// Independent multiply-adds in ten registers.
-__attribute__((target("avx2,fma"), noinline)) void spin(int64_t n) {
-  for (int64_t i = 0; i < n; ++i)
-    __asm__ volatile(
-        "vfmadd213ps %%ymm10, %%ymm10, %%ymm0\n vfmadd213ps %%ymm10, %%ymm10, %%ymm1\n vfmadd213ps %%ymm10, %%ymm10, %%ymm2\n"
-        "vfmadd213ps %%ymm10, %%ymm10, %%ymm3\n vfmadd213ps %%ymm10, %%ymm10, %%ymm4\n vfmadd213ps %%ymm10, %%ymm10, %%ymm5\n"
-        "vfmadd213ps %%ymm10, %%ymm10, %%ymm6\n vfmadd213ps %%ymm10, %%ymm10, %%ymm7\n vfmadd213ps %%ymm10, %%ymm10, %%ymm8\n"
-        "vfmadd213ps %%ymm10, %%ymm10, %%ymm9" ::
-            : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9");
-}
-double peakFlops(ThreadPool& pool, int threads) {
-  const int64_t n = 2000000;
-  return threads * double(n) * 10 * 16 / best(9, [&] { pool.parallelFor(threads, 1, [&](int64_t, int64_t, int) { spin(n); }); });
-}
-#else
-double peakFlops(ThreadPool&, int) { return 0; }
-#endif
-
-double readBandwidth(ThreadPool& pool, int threads) {
-  static std::vector<uint64_t> memory(size_t(1) << 26, 1);  // 512 MiB
-  volatile uint64_t sink = 0;
-  const int64_t step = int64_t(memory.size()) / 64;
-  (void)threads;
-  return double(memory.size()) * 8 / best(4, [&] {
-    pool.parallelFor(64, 1, [&](int64_t begin, int64_t end, int) {
-      uint64_t sums[8] = {};
-      for (const uint64_t *p = memory.data() + begin * step, *last = memory.data() + end * step; p < last; p += 8)
-        for (int k = 0; k < 8; ++k) sums[k] += p[k];
-      for (uint64_t sum : sums) sink = sink + sum;
-    });
-  });
-}
-
 struct Machine {
   Context& context;
   int threads;
   double peak = 0, read = 0;
   void measure() {
-    peak = peakFlops(context.pool, threads);
-    read = readBandwidth(context.pool, threads);
+    peak = threads * limits::multiplyAddPeak();
+    read = limits::readBandwidth(threads);
     std::printf("%s, %d thread(s): f32 peak %.1f GFLOP/s, memory read %.1f GB/s\n", isaName(activeTable().isa), threads, peak / 1e9, read / 1e9);
   }
 };

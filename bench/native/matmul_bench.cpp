@@ -9,6 +9,7 @@
 
 #include "../../cpp/kernels/quantized_rows.h"
 #include "../../cpp/kernels/table.h"
+#include "limits.h"
 
 namespace {
 
@@ -109,26 +110,6 @@ void decode(const tl::KernelTable& table, tl::Context& context, const Case& shap
   std::printf(n == 1 ? "  %3.0f %% of memory\n" : "\n", rate / roof * 100);
 }
 
-// What plain reads of memory reach, GB/s, all threads: four streams each, which one core needs to get the most.
-double readRate(tl::Context& context, int threads) {
-  constexpr int64_t kBytes = int64_t(192) << 20, kPart = kBytes / 64, kStream = kPart / 4 / int64_t(sizeof(uint64_t));
-  tl::Buffer buffer(size_t(kBytes), tl::Owner::tensor);
-  std::memset(buffer.as(), 1, size_t(kBytes));
-  volatile uint64_t sink = 0;
-  const double seconds = best(1.0, [&] {
-    context.pool.parallelFor(64, 64 / (8 * threads), [&](int64_t begin, int64_t end, int) {
-      for (int64_t part = begin; part < end; ++part) {
-        const auto* p = reinterpret_cast<const uint64_t*>(buffer.as() + part * kPart);
-        uint64_t sum[4] = {};
-        for (int64_t i = 0; i < kStream; i += 8)  // one word of every cache line
-          for (int64_t stream = 0; stream < 4; ++stream) sum[stream] += p[stream * kStream + i];
-        sink = sum[0] + sum[1] + sum[2] + sum[3];
-      }
-    });
-  });
-  return double(kBytes) / seconds * 1e-9;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -146,7 +127,7 @@ int main(int argc, char** argv) {
   for (const Case& shape : kCases)
     if (shape.rows < 10000 && std::strstr(shape.name, only)) prompt(*table, context, shape, 512);
   for (int64_t n : {8, 16, 33, 64}) if (std::strstr(kCases[2].name, only)) prompt(*table, context, kCases[2], n);
-  const double roof = readRate(context, pool.threads());
+  const double roof = limits::readBandwidth(pool.threads()) * 1e-9;
   std::printf(" decode (memory reads at %.1f GB/s)\n", roof);
   for (const Case& shape : kCases)
     if (std::strstr(shape.name, only)) decode(*table, context, shape, 1, roof);
