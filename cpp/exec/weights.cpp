@@ -14,7 +14,7 @@
 namespace tl {
 namespace {
 
-constexpr int64_t kChunkBytes = int64_t(4) << 20;
+constexpr int64_t kChunkBytes = int64_t(1) << 20;  // between two looks at the cancel flag
 
 class File {
  public:
