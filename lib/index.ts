@@ -1,7 +1,13 @@
 export { draftModel, type DraftingModel, type DraftModelOptions, type DraftText } from "./draft/draft-model.js";
+export { combine } from "./draft/combine.js";
+export { DynamicTree, type DynamicTreeOptions } from "./draft/dynamic-tree.js";
 export type { DraftContext, Drafter, DraftState, DraftStep, TopTokens } from "./draft/drafter.js";
+export { lookahead, type LookaheadOptions } from "./draft/lookahead.js";
+export { LookaheadPool } from "./draft/lookahead-pool.js";
+export { routeSmallLarge, type RouteBy, type Routed } from "./draft/route.js";
 export { lookupPrompt, promptLookup, type PromptLookupMatch, type PromptLookupOptions } from "./draft/prompt-lookup.js";
 export { TreeSize } from "./draft/size.js";
+export { lookupSuffix, suffixLookup, type SuffixLookupMatch, type SuffixLookupOptions } from "./draft/suffix-lookup.js";
 export { recyclingTemplate, templateOf, type TreeTemplate } from "./draft/template.js";
 export { tokenRecycling, type TokenRecycling, type TokenRecyclingOptions } from "./draft/token-recycling.js";
 export { DraftTree, mergeTrees } from "./draft/tree.js";

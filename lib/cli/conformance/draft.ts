@@ -1,7 +1,11 @@
-import { DraftTree, lookupPrompt, ops, recyclingTemplate, tensor, verifyGreedy, verifySampled, type PromptLookupOptions, type Tensor, type Verification } from "../../index.js";
+import {
+  DraftTree, DynamicTree, LookaheadPool, lookupPrompt, lookupSuffix, ops, recyclingTemplate, routeSmallLarge, tensor, verifyGreedy, verifySampled, type PromptLookupOptions, type Tensor, type Verification,
+} from "../../index.js";
 import { tensorOf, type NamedTensor, type Operation, type Outputs, type Vector } from "./vector.js";
 
-type Run = (vector: Vector, threads: number) => Promise<Readonly<Record<string, Tensor | Int32Array | Float32Array | number>>> | Readonly<Record<string, Tensor | Int32Array | Float32Array | number>>;
+type Result = Tensor | NamedTensor | Int32Array | Float32Array | Uint8Array | number;
+type Results = Readonly<Record<string, Result>>;
+type Run = (vector: Vector, threads: number) => Promise<Results> | Results;
 
 const ints = (vector: Vector, name: string): Int32Array => tensorOf(vector, `in.${name}`).data as Int32Array;
 const floats = (vector: Vector, name: string): Float32Array => tensorOf(vector, `in.${name}`).data as Float32Array;
@@ -28,6 +32,24 @@ async function treeMask(vector: Vector, threads: number) {
   return made;
 }
 
+/** The model is a table of the next token's log-probabilities by the present one. */
+function dynamicTree(vector: Vector): Results {
+  const vocabulary = tensorOf(vector, "in.logp").shape[1]!, topK = number(vector, "topK"), table = floats(vector, "logp");
+  const growth = new DynamicTree(ints(vector, "root")[0]!, { topK, depth: number(vector, "depth"), nodes: number(vector, "totalTokens") + 1 });
+  while (!growth.done) {
+    const { tokens } = growth.tree(), candidates: number[] = [], logProbs: number[] = [];
+    for (const node of growth.frontier) {
+      const row = table.subarray(tokens[node]! * vocabulary, (tokens[node]! + 1) * vocabulary);
+      const order = Array.from(row.keys()).sort((a, b) => row[b]! - row[a]! || a - b).slice(0, topK);
+      candidates.push(...order);
+      logProbs.push(...order.map((id) => row[id]!));
+    }
+    growth.expand(candidates, logProbs, Math.min(topK, vocabulary));
+  }
+  const { tree: grown, scores } = growth.finish();
+  return { tokens: grown.tokens, parents: grown.parents, scores };
+}
+
 const runs: Readonly<Record<string, Run>> = {
   "draft.token-recycling-update": async (vector, threads) => {
     const matrix = intTensor(vector, "matrix");
@@ -48,10 +70,31 @@ const runs: Readonly<Record<string, Run>> = {
     const { draft, start, ngram } = lookupPrompt(ints(vector, "tokens"), vector.params as PromptLookupOptions);
     return { draft: Int32Array.from(draft), start, ngram };
   },
+  "draft.suffix-lookup": (vector) => {
+    const corpus = vector.tensors.has("in.corpus") ? { corpus: ints(vector, "corpus") } : {};
+    const { draft, start, match, fromCorpus } = lookupSuffix(ints(vector, "tokens"), { ...vector.params, ...corpus });
+    return { draft: Int32Array.from(draft), start, match, fromCorpus: Number(fromCorpus) };
+  },
+  "draft.dynamic-tree": dynamicTree,
+  "draft.lookahead-pool": (vector) => {
+    const pool = new LookaheadPool({
+      vocabulary: ints(vector, "poolLength").length, ngram: number(vector, "ngram"), guessSet: number(vector, "guessSet"), entries: ints(vector, "pool"), lengths: ints(vector, "poolLength"),
+    });
+    pool.update(ints(vector, "window"), ints(vector, "new"));
+    const guesses = pool.guesses(ints(vector, "query")[0]!);
+    return {
+      pool: { shape: [pool.vocabulary, pool.guessSet, pool.ngram - 1], data: pool.entries }, poolLength: pool.lengths,
+      guesses: { shape: [guesses.length, pool.ngram - 1], data: Int32Array.from(guesses.flatMap((guess) => [...guess])) },
+    };
+  },
+  "draft.route-small-large": (vector) => {
+    const by = vector.params["mode"] === "router" ? { score: floats(vector, "score") } : { logits: floats(vector, "logits") };
+    return { ...routeSmallLarge(ints(vector, "small"), ints(vector, "large"), by, number(vector, "threshold")) };
+  },
 };
 
-function collect(results: Awaited<ReturnType<Run>>): Outputs {
-  const named = ([name, value]: [string, Tensor | Int32Array | Float32Array | number]): [string, NamedTensor] => {
+function collect(results: Results): Outputs {
+  const named = ([name, value]: [string, Result]): [string, NamedTensor] => {
     if (typeof value === "number") return [`out.${name}`, { shape: [1], data: Int32Array.of(value) }];
     if ("shape" in value) return [`out.${name}`, { shape: value.shape, data: value.data as NamedTensor["data"] }];
     return [`out.${name}`, { shape: [value.length], data: value }];
