@@ -35,6 +35,11 @@ export class TreeSize {
     return this.costs.length;
   }
 
+  /** What a step of n nodes costs, in plain steps. */
+  costOf(nodes: number): number {
+    return this.costs[nodes - 1] ?? this.costs.at(-1)!;
+  }
+
   /** Tokens per plain step's time of late. */
   get throughput(): number {
     return this.tokens / this.cost;
@@ -56,7 +61,7 @@ export class TreeSize {
 
   /** `proposed` is the whole tree, `verified` how many of its nodes fit() left, `accepted` the tokens that came. */
   observe(proposed: DraftTree, verified: number, accepted: ArrayLike<number>): void {
-    const cost = this.costs[verified - 1] ?? this.costs.at(-1)!;
+    const cost = this.costOf(verified);
     this.calibration.observe(proposed, accepted);
     this.credit = Math.min(mostCredit, this.credit + (1 + guard) * accepted.length - cost);
     this.tokens = this.tokens * memory + accepted.length;

@@ -32,10 +32,41 @@ export interface VerifiedDraft {
   readonly top?: TopTokens | undefined;
 }
 
+/** Steps after which a drafter that took more time than it saved is asked again: doubled each time, up to the second number. */
+const firstPause = 8, mostPause = 256;
+/** How much of a plain step's time drafting may lose, on average, before it pauses. */
+const tolerated = 0.01;
+
+/** Whether asking the drafter pays for the time it takes itself: TreeSize only knows what forward passes cost. */
+class Patience {
+  private gain = 0;
+  private asked = 0;
+  private pause = firstPause;
+  private left = 0;
+
+  /** Whether to ask now. */
+  ask(): boolean {
+    return this.left === 0 || --this.left === 0;
+  }
+
+  /** `gain`: plain steps saved by the last proposal, its own time taken off. */
+  observe(gain: number): void {
+    this.gain = this.asked++ === 0 ? gain : 0.8 * this.gain + 0.2 * gain;
+    if (this.gain > 0) this.pause = firstPause;
+    if (this.asked < 4 || this.gain >= -tolerated) return;
+    this.left = this.pause;
+    this.pause = Math.min(2 * this.pause, mostPause);
+    this.asked = 0;
+  }
+}
+
 /** Drafts of one session: what to propose, how much of it to verify, what was learnt. */
 export class Speculation implements Disposable {
   readonly state: DraftState;
   private size: TreeSize | undefined;
+  private readonly patience = new Patience();
+  private plainMs = 0;
+  private lastDraftMs: number | undefined;
   private counts = { steps: 0, nodes: 0, tokens: 0, draftMs: 0, forwardMs: 0 };
 
   constructor(private readonly model: LanguageModel, drafter: Drafter, private readonly nodes: number | undefined, private readonly threads: number) {
@@ -51,10 +82,13 @@ export class Speculation implements Disposable {
   /** What to verify next, behind `tokens`, at most `depth` drafts deep; `proposed` is all that came to mind. */
   async propose(tokens: readonly number[], depth: number): Promise<{ proposed: DraftTree; tree: DraftTree }> {
     const started = performance.now(), most = Math.min(this.nodes ?? this.size!.most, draftNodes);
-    let proposed = most > 1 && depth > 0 ? await this.state.propose(tokens, most) : DraftTree.chain([tokens.at(-1)!]);
+    const asked = most > 1 && depth > 0 && (this.nodes !== undefined || this.patience.ask());
+    let proposed = asked ? await this.state.propose(tokens, most) : DraftTree.chain([tokens.at(-1)!]);
     proposed = proposed.shallow(depth);
     const tree = this.size ? this.size.fit(proposed) : proposed.best(most);
-    this.counts.draftMs += performance.now() - started;
+    const took = performance.now() - started;
+    this.lastDraftMs = asked ? took : undefined;
+    this.counts.draftMs += took;
     return { proposed, tree };
   }
 
@@ -62,11 +96,19 @@ export class Speculation implements Disposable {
     const started = performance.now(), { counts } = this;
     this.size?.observe(proposed, draft.tree.size, draft.accepted);
     this.state.learn(draft);
+    this.weigh(draft, forwardMs);
     counts.steps++;
     counts.nodes += draft.tree.size;
     counts.tokens += draft.accepted.length;
     counts.forwardMs += forwardMs;
     counts.draftMs += performance.now() - started;
+  }
+
+  private weigh({ tree, accepted }: VerifiedDraft, forwardMs: number): void {
+    if (!this.size) return;
+    const cost = this.size.costOf(tree.size), plain = forwardMs / cost;
+    this.plainMs = this.plainMs === 0 ? plain : 0.9 * this.plainMs + 0.1 * plain;
+    if (this.lastDraftMs !== undefined) this.patience.observe(accepted.length - cost - this.lastDraftMs / this.plainMs);
   }
 
   statistics(): DraftStatistics {
