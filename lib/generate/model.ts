@@ -258,6 +258,7 @@ export async function loadModel(nameOrPath: string, options: LoadOptions = {}): 
     // The tokenizer is made of JavaScript in small slices, on the event loop's core, while the others pack weights.
     onProgress?.({ stage: "tokenizer", loaded: 0, total: 0 });
     loader.leaveCore = true;
+    await slicer.pause();
     const made = createTokenizer(file, { signal }).finally(() => (loader.leaveCore = false));
     const [decoder, tokenizer, template] = await allSettled(loadDecoder(description, loader, new Slicer(signal)), made, chatTemplateOf(file));
     loader.finish();
