@@ -14,19 +14,6 @@
 
 namespace tl::TL_TARGET {
 
-constexpr Isa kIsa =
-#if defined(TL_TARGET_AVX2)
-    Isa::avx2;
-#elif defined(TL_TARGET_AVX512)
-    Isa::avx512;
-#elif defined(TL_TARGET_AVX512BF16)
-    Isa::avx512bf16;
-#elif defined(TL_TARGET_NEON)
-    Isa::neon;
-#else
-    Isa::scalar;
-#endif
-
 constexpr int64_t kVectorBytes = int64_t(kLanes) * 4;
 
 TL_INLINE bool isInteger(PackFormat format) { return format == PackFormat::int4 || format == PackFormat::int8; }

@@ -22,25 +22,11 @@ namespace {
   Status call_##name(const void* args, Context& context) { return TL_KERNELS::name(*static_cast<const Args*>(args), context); }
 #include "ops.def"
 #undef TL_OP
-
-constexpr Isa thisIsa() {
-#if defined(TL_TARGET_AVX2)
-  return Isa::avx2;
-#elif defined(TL_TARGET_AVX512)
-  return Isa::avx512;
-#elif defined(TL_TARGET_AVX512BF16)
-  return Isa::avx512bf16;
-#elif defined(TL_TARGET_NEON)
-  return Isa::neon;
-#else
-  return Isa::scalar;
-#endif
-}
 }  // namespace
 
 const KernelTable& table() {
   static const KernelTable made = {
-      thisIsa(),
+      kIsa,
       {
 #define TL_OP(name, Args, inputs, outputs, parameters) call_##name,
 #include "ops.def"

@@ -61,6 +61,10 @@ _Pragma(TL_STRINGIFY(GCC target(TL_TARGET_FEATURES)))
 #endif
 #endif
 
+namespace tl::TL_TARGET {
+constexpr Isa kIsa = Isa::TL_TARGET;
+}
+
 #if defined(TL_EMULATE_X86)  // each intrinsic is a page of C: inlined tiles would compile for an hour
 #define TL_INLINE inline
 #else
