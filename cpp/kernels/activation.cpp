@@ -76,13 +76,7 @@ template <typename Source> Status quantizeRows(const View& x, const View& view, 
   const int64_t rows = x.rows(), width = x.lastDim(), stride = x.rowStride();
   OutputRows out;
   TL_TRY(out.open("convert", "out", view, rows, width));
-  forRows(context, rows, width, [&](int64_t begin, int64_t end, int thread) {
-    for (int64_t i = begin; i < end; ++i) {
-      float* values = out.row(i, context, thread);
-      convertRow(x.as<Source>() + i * stride, values, width);
-      out.finish(i, values);
-    }
-  });
+  out.make(context, width, [&](int64_t i, float* values) { convertRow(x.as<Source>() + i * stride, values, width); });
   return {};
 }
 
@@ -96,12 +90,8 @@ Status gatedActivation(const GatedActivationArgs& args, Context& context) {
   OutputRows out;
   TL_TRY(out.open("gatedActivation", "out", args.out, x.rows, width));
   return withActivation("gatedActivation", args.kind, [&](auto activate) -> Status {
-    forRows(context, x.rows, x.width, [&](int64_t begin, int64_t end, int thread) {
-      for (int64_t i = begin; i < end; ++i) {
-        float* values = out.row(i, context, thread);
-        mapRow(x.row(i), x.row(i) + width, values, width, [=](F32 gate, F32 up) { return mul(activate(gate), up); });
-        out.finish(i, values);
-      }
+    out.make(context, x.width, [&](int64_t i, float* values) {
+      mapRow(x.row(i), x.row(i) + width, values, width, [=](F32 gate, F32 up) { return mul(activate(gate), up); });
     });
     return {};
   });
@@ -113,13 +103,7 @@ Status activation(const ActivationArgs& args, Context& context) {
   TL_TRY(floatRows("activation", "x", args.x, x));
   TL_TRY(out.open("activation", "out", args.out, x.rows, x.width));
   return withActivation("activation", args.kind, [&](auto activate) -> Status {
-    forRows(context, x.rows, x.width, [&](int64_t begin, int64_t end, int thread) {
-      for (int64_t i = begin; i < end; ++i) {
-        float* values = out.row(i, context, thread);
-        mapRow(x.row(i), values, x.width, activate);
-        out.finish(i, values);
-      }
-    });
+    out.make(context, x.width, [&](int64_t i, float* values) { mapRow(x.row(i), values, x.width, activate); });
     return {};
   });
 }

@@ -35,12 +35,8 @@ Status rmsNorm(const RmsNormArgs& args, Context& context) {
   TL_TRY(floatRows("rmsNorm", "x", args.x, x));
   TL_TRY(vectorOperand("rmsNorm", "weight", args.weight, x.width));
   TL_TRY(out.open("rmsNorm", "out", args.out, x.rows, x.width));
-  forRows(context, x.rows, x.width, [&](int64_t begin, int64_t end, int thread) {
-    for (int64_t i = begin; i < end; ++i) {
-      float* values = out.row(i, context, thread);
-      rmsNormRow(x.row(i), args.weight.as<float>(), values, x.width, args.epsilon, float(args.weightOffset));
-      out.finish(i, values);
-    }
+  out.make(context, x.width, [&](int64_t i, float* values) {
+    rmsNormRow(x.row(i), args.weight.as<float>(), values, x.width, args.epsilon, float(args.weightOffset));
   });
   return {};
 }
@@ -53,13 +49,7 @@ Status layerNorm(const LayerNormArgs& args, Context& context) {
   if (args.bias.present()) TL_TRY(vectorOperand("layerNorm", "bias", args.bias, x.width));
   TL_TRY(out.open("layerNorm", "out", args.out, x.rows, x.width));
   const float* bias = args.bias.present() ? args.bias.as<float>() : nullptr;
-  forRows(context, x.rows, x.width, [&](int64_t begin, int64_t end, int thread) {
-    for (int64_t i = begin; i < end; ++i) {
-      float* values = out.row(i, context, thread);
-      layerNormRow(x.row(i), args.weight.as<float>(), bias, values, x.width, args.epsilon);
-      out.finish(i, values);
-    }
-  });
+  out.make(context, x.width, [&](int64_t i, float* values) { layerNormRow(x.row(i), args.weight.as<float>(), bias, values, x.width, args.epsilon); });
   return {};
 }
 

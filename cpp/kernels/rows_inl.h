@@ -41,16 +41,17 @@ inline Status vectorOperand(const char* op, const char* name, const View& view, 
   return {};
 }
 
-// Where a kernel's rows go: f32 in place, or through the thread's scratch into quantised rows.
+// A kernel's output rows: f32 in place, or through the thread's scratch into quantised rows.
 class OutputRows {
  public:
   Status open(const char* op, const char* name, const View& view, int64_t rows, int64_t width) {
     if (view.rows() != rows) return shapeError(op, name, "must have one row for each input row", rows, view.rows());
     if (view.lastDim() != width) return shapeError(op, name, "has another row length than expected", width, view.lastDim());
     quantized_ = view.dtype == DType::q8;
+    rows_ = rows;
+    width_ = width;
     if (quantized_) {
       data_ = view.data;
-      width_ = width;
       return width > kScratchFloats ? argumentError(op, name, "has too long rows to quantise", width) : Status{};
     }
     FloatRows out;
@@ -59,18 +60,20 @@ class OutputRows {
     stride_ = out.stride;
     return {};
   }
-  // Where the kernel writes row `i` …
-  float* row(int64_t i, Context& context, int thread) const {
-    return quantized_ ? reinterpret_cast<float*>(context.pool.scratch(thread)) : static_cast<float*>(data_) + i * stride_;
-  }
-  // … and what it calls when the row is complete.
-  void finish(int64_t i, const float* values) const {
-    if (quantized_) quantizeRow(values, width_, quantizedRow(data_, width_, i));
+  // make(i, values) writes row `i` to `values`, for all rows; `rowElements` as in forRows.
+  template <typename Make> void make(Context& context, int64_t rowElements, Make&& make) const {
+    forRows(context, rows_, rowElements, [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t i = begin; i < end; ++i) {
+        float* values = quantized_ ? reinterpret_cast<float*>(context.pool.scratch(thread)) : static_cast<float*>(data_) + i * stride_;
+        make(i, values);
+        if (quantized_) quantizeRow(values, width_, quantizedRow(data_, width_, i));
+      }
+    });
   }
 
  private:
   void* data_ = nullptr;
-  int64_t width_ = 0, stride_ = 0;
+  int64_t rows_ = 0, width_ = 0, stride_ = 0;
   bool quantized_ = false;
 };
 
