@@ -144,4 +144,4 @@ if (only.has("variants")) {
 console.log(`\nNative memory beside operands and results: ${memory().arena + memory().scratch} bytes, whatever the number of keys and queries.`);
 mkdirSync(join(here, "results"), { recursive: true });
 writeFileSync(join(here, "results", "attention.json"), `${JSON.stringify({ machine: cpus()[0].model, isa: systemInfo().isa, threads, peakFlops: peak, bandwidth, pytorch: torch.version ?? null, node: process.version, rows }, null, 1)}\n`);
-torch.stop();
+torch.stop?.();
