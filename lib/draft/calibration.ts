@@ -1,4 +1,4 @@
-import type { DraftTree } from "./tree.js";
+import { DraftTree } from "./tree.js";
 
 /** Half a unit of log-odds each, from −5 to 5. */
 const bins = 21;
@@ -27,30 +27,41 @@ export class Calibration {
     return (this.hits[bin]! + priorTrials * Math.min(probability, 1)) / (this.trials[bin]! + priorTrials);
   }
 
-  /** The tree's probabilities along each path, corrected. */
-  along(tree: DraftTree): Float32Array {
+  /** The tree with its probabilities corrected. */
+  correct(tree: DraftTree): DraftTree {
     const corrected = new Float32Array(tree.size);
     corrected[0] = 1;
     for (let i = 1; i < tree.size; i++) {
       const parent = tree.parents[i]!;
       corrected[i] = corrected[parent]! * this.conditional(tree.probabilities[i]! / tree.probabilities[parent]!);
     }
-    return corrected;
+    return new DraftTree(tree.tokens, tree.parents, corrected).consistent();
   }
 
-  /** `tokens` came behind the tree's root: its children, then the children of the one that was right, and so on are trials. */
-  observe(tree: DraftTree, tokens: ArrayLike<number>): void {
+  /** A child of this conditional probability was right, or was not. */
+  trial(probability: number, hit: boolean): void {
+    const bin = binOf(Math.min(probability, 1));
+    this.trials[bin]!++;
+    if (hit) this.hits[bin]!++;
+  }
+
+  /** Called at each step, so that old trials count for less. */
+  fade(): void {
     for (let bin = 0; bin < bins; bin++) {
       this.hits[bin]! *= memory;
       this.trials[bin]! *= memory;
     }
+  }
+
+  /** `tokens` came behind the tree's root: its children, then the children of the one that was right, and so on are trials. */
+  observe(tree: DraftTree, tokens: ArrayLike<number>): void {
+    this.fade();
     for (let node = 0, depth = 0; node >= 0 && depth < tokens.length; depth++) {
       let right = -1;
       for (let i = node + 1; i < tree.size; i++) {
         if (tree.parents[i] !== node) continue;
-        const bin = binOf(tree.probabilities[i]! / tree.probabilities[node]!), hit = tree.tokens[i] === tokens[depth];
-        this.trials[bin]!++;
-        if (hit) this.hits[bin]!++;
+        const hit = tree.tokens[i] === tokens[depth];
+        this.trial(tree.probabilities[i]! / tree.probabilities[node]!, hit);
         if (hit && right < 0) right = i;
       }
       node = right;

@@ -24,8 +24,8 @@ export function combine(...drafters: readonly Drafter[]): Drafter {
         mergeTrees(trees.map((tree, i) => {
           const part = parts[i]!;
           part.tree = tree;
-          return new DraftTree(tree.tokens, tree.parents, part.calibration.along(tree));
-        }), nodes);
+          return part.calibration.correct(tree);
+        })).consistent().best(nodes);
       return {
         topTokens: Math.max(...parts.map(({ state }) => state.topTokens)),
         get stateBytes() {

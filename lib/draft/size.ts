@@ -1,6 +1,6 @@
 import { invalidArgument } from "../errors.js";
 import { Calibration } from "./calibration.js";
-import { DraftTree } from "./tree.js";
+import type { DraftTree } from "./tree.js";
 
 /** What a step may cost above plain decoding over the long run, and how many steps of loss may be run up at once. */
 const guard = 0.02, firstCredit = 1, mostCredit = 8;
@@ -17,6 +17,8 @@ export class TreeSize {
   private readonly costs: Float64Array;
   private readonly calibration = new Calibration();
   private credit = firstCredit;
+  /** Nodes asked for: twice what paid of late, so that larger trees get their chance. */
+  private reach = 16;
   private tokens = 1;
   private cost = 1;
 
@@ -30,9 +32,9 @@ export class TreeSize {
     });
   }
 
-  /** The most nodes worth proposing: all whose cost is known. */
+  /** How many nodes to propose. */
   get most(): number {
-    return this.costs.length;
+    return Math.min(this.costs.length, Math.ceil(this.reach));
   }
 
   /** What a step of n nodes costs, in plain steps. */
@@ -47,8 +49,7 @@ export class TreeSize {
 
   /** The part of `tree` that pays: its likeliest nodes, the root at least. */
   fit(tree: DraftTree): DraftTree {
-    const corrected = new DraftTree(tree.tokens, tree.parents, this.calibration.along(tree));
-    const falling = corrected.probabilities.slice(1).sort().reverse(), rate = Math.max(1, this.throughput);
+    const corrected = this.calibration.correct(tree), falling = corrected.probabilities.slice(1).sort().reverse(), rate = Math.max(1, this.throughput);
     let best = 1, bestGain = 0, tokens = 0;
     for (let n = 2; n <= Math.min(tree.size, this.costs.length); n++) {
       tokens += falling[n - 2]!;
@@ -66,5 +67,6 @@ export class TreeSize {
     this.credit = Math.min(mostCredit, this.credit + (1 + guard) * accepted.length - cost);
     this.tokens = this.tokens * memory + accepted.length;
     this.cost = this.cost * memory + cost;
+    this.reach = Math.max(8, 2 * verified, this.reach * memory);
   }
 }

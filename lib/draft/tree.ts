@@ -79,6 +79,27 @@ export class DraftTree {
     return this.only(Array.from(this.tokens.keys()).filter((node) => this.depths[node]! <= depth));
   }
 
+  /**
+   * The same nodes with probabilities that siblings can have: where a node's children claim more than 1 together, the likeliest
+   * keeps its own and the others share what it leaves.
+   */
+  consistent(): DraftTree {
+    const { size, parents, probabilities } = this, largest = new Float64Array(size), total = new Float64Array(size), corrected = new Float32Array(size);
+    const conditional = (i: number): number => (probabilities[i]! > 0 ? probabilities[i]! / probabilities[parents[i]!]! : 0);
+    for (let i = 1; i < size; i++) {
+      const parent = parents[i]!, own = conditional(i);
+      largest[parent] = Math.max(largest[parent]!, own);
+      total[parent]! += own;
+    }
+    corrected[0] = 1;
+    for (let i = 1; i < size; i++) {
+      const parent = parents[i]!, own = conditional(i), most = largest[parent]!;
+      const kept = total[parent]! <= 1 || own === most ? own : own * Math.min(1, (1 - most) / (total[parent]! - most));
+      corrected[i] = corrected[parent]! * kept;
+    }
+    return new DraftTree(this.tokens, parents, corrected);
+  }
+
   /** Only these nodes, in rising order, each with all its ancestors among them. */
   private only(nodes: readonly number[]): DraftTree {
     const renumbered = new Int32Array(this.size).fill(-1);
@@ -102,6 +123,10 @@ export class TreeBuilder {
 
   get size(): number {
     return this.tokens.length;
+  }
+
+  depth(node: number): number {
+    return this.depths[node]!;
   }
 
   /** The new or joined child; a joined one keeps the larger probability. */
