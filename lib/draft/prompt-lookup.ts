@@ -66,16 +66,16 @@ export function lookupPrompt(tokens: readonly number[] | Int32Array, options?: P
   return lookUp(tokenIds("tokens", tokens), checked(options));
 }
 
-/** How likely a draft is to go on: the first token by the length of the match, the others alike. Only a start: see draft/size.ts. */
-const firstToken = [0, 0.3, 0.5, 0.7], nextTokens = 0.85;
+/** How likely the token behind a match is, the drafted tokens before it counted; only a start: see draft/size.ts. */
+const likelihood = (match: number): number => 1 - 0.75 / Math.min(match, 40) ** 0.9;
 
 /** Drafts by looking the last words up in the prompt and the text so far: free, and good where the text quotes itself. */
 export function promptLookup(options?: PromptLookupOptions): Drafter {
   const { numTokens, ...rest } = checked(options);
   const propose = (tokens: readonly number[], nodes: number): DraftTree => {
-    const { draft, ngram } = lookUp(tokens, { ...rest, numTokens: Math.min(numTokens, nodes - 1) });
-    const first = firstToken[Math.min(ngram, 3)]!;
-    return DraftTree.chain([tokens.at(-1)!, ...draft], Float32Array.from({ length: draft.length + 1 }, (_, i) => (i === 0 ? 1 : first * nextTokens ** (i - 1))));
+    const { draft, ngram } = lookUp(tokens, { ...rest, numTokens: Math.min(numTokens, nodes - 1) }), probabilities = new Float32Array(draft.length + 1).fill(1);
+    for (let i = 0; i < draft.length; i++) probabilities[i + 1] = probabilities[i]! * likelihood(ngram + i);
+    return DraftTree.chain([tokens.at(-1)!, ...draft], probabilities);
   };
   const state: DraftState = { topTokens: 0, stateBytes: 0, propose, learn: () => undefined, rewind: () => undefined, [Symbol.dispose]: () => undefined };
   return { name: method.recipe, open: () => state };

@@ -113,8 +113,8 @@ export function lookupSuffix(tokens: readonly number[] | Int32Array, options: Om
   return { draft: index.continuation(place, tokens, numTokens), start: place.end, match: place.length, fromCorpus: place.corpus };
 }
 
-/** How likely the first token behind a match is, and each one after it; only a start: see draft/size.ts. */
-const firstToken = (match: number): number => 1 - 0.75 / Math.min(match, 12) ** 0.8, nextTokens = 0.9;
+/** How likely the token behind a match is, the drafted tokens before it counted; only a start: see draft/size.ts. */
+const likelihood = (match: number): number => 1 - 0.75 / Math.min(match, 40) ** 0.9;
 
 /** Drafts by quoting: what followed the last tokens before, in the text itself and in the user's texts. */
 export function suffixLookup(options?: SuffixLookupOptions): Drafter {
@@ -136,11 +136,8 @@ export function suffixLookup(options?: SuffixLookupOptions): Drafter {
           const builder = new TreeBuilder(tokens.at(-1)!);
           for (const place of index.places().slice(0, branches)) {
             if (place.length < minMatch) continue;
-            let node = 0, probability = firstToken(place.length);
-            for (const token of index.continuation(place, tokens, Math.min(numTokens, nodes - 1))) {
-              node = builder.add(node, token, Math.min(probability, builder.probabilities[node]!));
-              probability *= nextTokens;
-            }
+            let node = 0, match = place.length;
+            for (const token of index.continuation(place, tokens, Math.min(numTokens, nodes - 1))) node = builder.add(node, token, builder.probabilities[node]! * likelihood(match++));
           }
           return builder.finish(nodes);
         },

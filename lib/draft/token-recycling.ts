@@ -35,24 +35,36 @@ export interface TokenRecycling extends Drafter {
   save(): Uint8Array;
 }
 
-/** What a row's probabilities are worth: that of one token, and that of a pair. */
+/**
+ * What a row's followers are worth: whether the first one comes again depends on whether the row is of a pair far more than on
+ * how likely it was; the others come about as often as they were likely. Only a start, corrected by what comes.
+ */
 class Trust {
-  private readonly ofToken = new Calibration();
-  private readonly ofPair = new Calibration();
+  /** Of tokens and of pairs: first followers, and the others. */
+  private readonly calibrations = [new Calibration(), new Calibration(), new Calibration(), new Calibration()] as const;
 
   constructor(private readonly matrix: RecyclingMatrix) {}
 
+  private calibration(row: number, rank: number): Calibration {
+    return this.calibrations[(this.matrix.isPair(row) ? 2 : 0) + (rank === 0 ? 0 : 1)]!;
+  }
+
+  private estimate(row: number, rank: number): number {
+    const probability = this.matrix.probability(row, rank);
+    if (probability === 0 || rank > 0) return 0.7 * probability;
+    return this.matrix.isPair(row) ? 0.45 + 0.33 * Math.min(1, 2 * probability) : 0.12 + 0.2 * probability;
+  }
+
   probability(row: number, rank: number): number {
-    return (this.matrix.isPair(row) ? this.ofPair : this.ofToken).conditional(this.matrix.probability(row, rank));
+    return this.calibration(row, rank).conditional(this.estimate(row, rank));
   }
 
   /** `token` came where the row had its followers to offer. */
   observe(row: number, token: number): void {
-    const calibration = this.matrix.isPair(row) ? this.ofPair : this.ofToken;
-    calibration.fade();
     for (let rank = 0; rank < this.matrix.k; rank++) {
-      const probability = this.matrix.probability(row, rank);
-      if (probability > 0) calibration.trial(probability, this.matrix.follower(row, rank) === token);
+      const estimate = this.estimate(row, rank), calibration = this.calibration(row, rank);
+      if (rank <= 1) calibration.fade();
+      if (estimate > 0) calibration.trial(estimate, this.matrix.follower(row, rank) === token);
     }
   }
 }
