@@ -20,7 +20,7 @@ const logitsBy = (seed: number) => (token: number, node = 0): Float32Array => Fl
 
 /** Rows are learnt one by one, by texts of one token or of two: trees of the root alone. */
 async function learned(options: Parameters<typeof tokenRecycling>[0], logitsOf: (token: number) => Float32Array, pairs = 0) {
-  const drafter = tokenRecycling(options), state = drafter.open({ vocabulary });
+  const drafter = tokenRecycling({ byteBudget: 40_000, ...options }), state = drafter.open({ vocabulary });
   t.equal((await state.propose([0], 64)).size, 1, "a fresh matrix proposes nothing");
   const learn = async (text: number[], seed: number): Promise<void> => {
     state.rewind(0);
@@ -90,7 +90,7 @@ t.test("a template is filled as the op fills it", async (t) => {
 t.test("of equal tokens the last node's row stays, in the op as in the drafter", async () => {
   await fc.assert(
     fc.asyncProperty(fc.array(fc.nat(9), { minLength: 1, maxLength: 30 }), fc.nat(100), async (tokens, seed) => {
-      const logitsOf = logitsBy(seed), state = tokenRecycling({ k: 3, depth: 1 }).open({ vocabulary }), matrix = tensor(new Int32Array(vocabulary * 3), [vocabulary, 3]);
+      const logitsOf = logitsBy(seed), state = tokenRecycling({ k: 3, depth: 1, byteBudget: 40_000 }).open({ vocabulary }), matrix = tensor(new Int32Array(vocabulary * 3), [vocabulary, 3]);
       const tree = DraftTree.chain(tokens), top = topOf(tree.tokens, 3, logitsOf);
       state.learn({ tree, path: Int32Array.of(0), accepted: Int32Array.of(0), top });
       await ops.recycleUpdate(matrix, tensor(tree.tokens), tensor(Float32Array.from(tokens.flatMap((token, node) => [...logitsOf(token, node)])), [tokens.length, vocabulary]));
