@@ -7,6 +7,7 @@ import { DraftTree, mergeTrees } from "./tree.js";
 interface Part {
   readonly state: DraftState;
   readonly calibration: Calibration;
+  /** Proposed and not yet learnt from. */
   tree: DraftTree | undefined;
 }
 
@@ -37,9 +38,10 @@ export function combine(...drafters: readonly Drafter[]): Drafter {
           return Promise.all(proposed).then((trees) => merge(trees, nodes));
         },
         learn(step) {
-          for (const { state, calibration, tree } of parts) {
-            if (tree) calibration.observe(tree, step.accepted);
-            state.learn(step);
+          for (const part of parts) {
+            if (part.tree) part.calibration.observe(part.tree, step.accepted);
+            part.tree = undefined;
+            part.state.learn(step);
           }
         },
         rewind: (length) => parts.forEach(({ state }) => state.rewind(length)),

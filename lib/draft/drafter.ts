@@ -44,7 +44,7 @@ export interface DraftState extends Disposable {
   readonly stateBytes: number;
   /** A tree of at most `nodes` nodes whose root is the last of `tokens`; the root alone where nothing comes to mind. */
   propose(tokens: readonly number[], nodes: number): DraftTree | Promise<DraftTree>;
-  /** Called after each verification, once the accepted tokens have joined the text. */
+  /** Called after each step, once the accepted tokens have joined the text; also after steps without a proposal. */
   learn(step: DraftStep): void;
   /** The session gave back all but the first `length` tokens. What was learnt from them may stay. */
   rewind(length: number): void;

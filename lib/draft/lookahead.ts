@@ -57,9 +57,10 @@ export function lookahead(options?: LookaheadOptions): Drafter {
           for (let node = 0; node < tree.size; node++) {
             const gram = [top.indices[node * top.k]!];
             for (let at = node; at >= 0 && gram.length < ngram; at = tree.parents[at]!) gram.unshift(tree.tokens[at]!);
-            if (gram.length < ngram) gram.unshift(...before.slice(gram.length - ngram));
+            if (gram.length < ngram) gram.unshift(...before.slice(gram.length - ngram)); // none where no proposal led here
             if (gram.length === ngram) pool.add(gram[0]!, gram.slice(1));
           }
+          before = [];
         },
         rewind(length) {
           read = Math.min(read, length);

@@ -72,9 +72,9 @@ class Trust {
 /** Grows trees from the matrix, each node's followers from the row of its token and the one before it. */
 class Recycler {
   private readonly trust: Trust;
-  /** The token before the root of the last proposal. */
+  /** Of a proposal that nothing was learnt from yet: the token before its root; else −1. */
   private before = -1;
-  /** Tokens whose followers are in the matrix: read in the prompt, or computed. */
+  /** Tokens whose followers are in the matrix: read in the text, or computed. */
   private known = 1;
 
   constructor(private readonly matrix: RecyclingMatrix, private readonly depth: number) {
@@ -135,10 +135,11 @@ class Recycler {
 
   learn({ tree, path, accepted, top }: DraftStep): void {
     if (!top) return;
-    this.known += accepted.length;
+    if (this.before >= 0) this.known += accepted.length;
     const tokenBefore = (node: number): number => (node === 0 ? this.before : tree.tokens[tree.parents[node]!]!);
     for (let i = 0; i < path.length; i++) this.trust.observe(this.matrix.row(tokenBefore(path[i]!), tree.tokens[path[i]!]!), accepted[i]!);
     for (let node = 0; node < tree.size; node++) this.matrix.write(tokenBefore(node), tree.tokens[node]!, top, node);
+    this.before = -1;
   }
 }
 

@@ -68,15 +68,14 @@ export class DraftTree {
   /** The `nodes` most probable nodes, root included; of equals the earlier. A parent is never less probable, so it stays too. */
   best(nodes: number): DraftTree {
     if (nodes >= this.size) return this;
-    const { probabilities } = this, order = Array.from(this.tokens.keys());
-    order.sort((a, b) => probabilities[b]! - probabilities[a]! || a - b);
-    return this.only(order.slice(0, Math.max(1, nodes)).sort((a, b) => a - b));
+    const { probabilities } = this, order = upTo(this.size).sort((a, b) => probabilities[b]! - probabilities[a]! || a - b);
+    return this.only(order.subarray(0, Math.max(1, nodes)).sort());
   }
 
   /** The nodes at most `depth` below the root. */
   shallow(depth: number): DraftTree {
     if (this.depths.every((own) => own <= depth)) return this;
-    return this.only(Array.from(this.tokens.keys()).filter((node) => this.depths[node]! <= depth));
+    return this.only(upTo(this.size).filter((node) => this.depths[node]! <= depth));
   }
 
   /**
@@ -91,6 +90,7 @@ export class DraftTree {
       largest[parent] = Math.max(largest[parent]!, own);
       total[parent]! += own;
     }
+    if (total.every((claimed) => claimed <= 1)) return this;
     corrected[0] = 1;
     for (let i = 1; i < size; i++) {
       const parent = parents[i]!, own = conditional(i), most = largest[parent]!;
@@ -101,13 +101,28 @@ export class DraftTree {
   }
 
   /** Only these nodes, in rising order, each with all its ancestors among them. */
-  private only(nodes: readonly number[]): DraftTree {
-    const renumbered = new Int32Array(this.size).fill(-1);
-    nodes.forEach((node, i) => (renumbered[node] = i));
-    const pick = (from: Int32Array): Int32Array => Int32Array.from(nodes, (node) => from[node]!);
-    const parents = Int32Array.from(nodes, (node) => (node === 0 ? -1 : renumbered[this.parents[node]!]!));
-    return new DraftTree(pick(this.tokens), parents, Float32Array.from(nodes, (node) => this.probabilities[node]!));
+  private only(nodes: Int32Array): DraftTree {
+    return renumbered(nodes, this.tokens, this.parents, this.probabilities);
   }
+}
+
+function upTo(count: number): Int32Array<ArrayBuffer> {
+  const numbers = new Int32Array(count);
+  for (let i = 0; i < count; i++) numbers[i] = i;
+  return numbers;
+}
+
+/** The tree of these nodes in this order, parents before children; the first is the root. */
+function renumbered(order: Int32Array, tokens: ArrayLike<number>, parents: ArrayLike<number>, probabilities: ArrayLike<number>): DraftTree {
+  const n = order.length, place = new Int32Array(tokens.length), picked = [new Int32Array(n), new Int32Array(n), new Float32Array(n)] as const;
+  for (let i = 0; i < n; i++) {
+    const node = order[i]!;
+    place[node] = i;
+    picked[0][i] = tokens[node]!;
+    picked[1][i] = i === 0 ? -1 : place[parents[node]!]!;
+    picked[2][i] = probabilities[node]!;
+  }
+  return new DraftTree(...picked);
 }
 
 /** Grows a tree node by node. A child that is there already is joined, not added twice. */
@@ -150,10 +165,8 @@ export class TreeBuilder {
 
   /** The tree in breadth-first order, cut to its `nodes` most probable nodes. */
   finish(nodes: number = mostNodes): DraftTree {
-    const order = Array.from(this.tokens.keys()).sort((a, b) => this.depths[a]! - this.depths[b]! || a - b), place = new Int32Array(this.size);
-    order.forEach((node, i) => (place[node] = i));
-    const parents = Int32Array.from(order, (node) => (node === 0 ? -1 : place[this.parents[node]!]!));
-    return new DraftTree(Int32Array.from(order, (node) => this.tokens[node]!), parents, Float32Array.from(order, (node) => this.probabilities[node]!)).best(nodes);
+    const { depths } = this, order = upTo(this.size).sort((a, b) => depths[a]! - depths[b]! || a - b);
+    return renumbered(order, this.tokens, this.parents, this.probabilities).best(nodes);
   }
 }
 
