@@ -53,6 +53,18 @@ function describeProgram(): Command {
     .option("--stop <text>", "end the answer before this text; may be given several times", append)
     .action(async (model, prompt, options) => (await import("./run.js")).run(model, prompt, options));
 
+  command(program, "draft", "write with speculative draft trees, compare with plain decoding, draw the trees")
+    .argument("<model>", "path or name of a model")
+    .requiredOption("--prompt <text>", "text to continue")
+    .option("--chat", "send the prompt through the model's chat template")
+    .addOption(new Option("--drafter <name>", "who guesses").choices(["recycling", "prompt-lookup", "suffix-lookup", "lookahead", "combine"]).default("combine"))
+    .option("--nodes <n>", "nodes verified a step, root included (default: as many as pay)", integer)
+    .option("--svg <file>", "draw the trees into this file")
+    .option("--temperature <t>", "0 takes the likeliest token each time (default: 0)", decimal)
+    .option("--seed <n>", "seed of the random numbers", integer)
+    .option("--max-tokens <n>", "length limit of the answer (default: 128)", integer)
+    .action(async (model, options) => (await import("./draft.js")).draft(model, options));
+
   command(program, "info", "describe a model file, or this machine with --devices")
     .argument("[model]", "path or name of a model")
     .option("--devices", "list instruction sets and devices instead")
