@@ -119,7 +119,7 @@ Napi::Value observeCache(const Napi::CallbackInfo& info) {
     const auto cache = idleCache(arguments, info[0], busy);
     if (!arguments.ok()) return arguments.fail();
     if (busy) return raise(info.Env(), "busy", "observeCache", "This cache");
-    cache->cache->observe();
+    if (const Status status = cache->cache->observe()) return raise(info.Env(), status);
     return info.Env().Undefined();
   });
 }
@@ -153,6 +153,28 @@ Napi::Value readCache(const Napi::CallbackInfo& info) {
       if (positions) positions[i] = page.positions[i % kPageTokens];
     }
     return info.Env().Undefined();
+  });
+}
+
+// cachePages(cache, layer, head): element type and references of each page, in turn.
+Napi::Value cachePages(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), "cachePages", [&]() -> Napi::Value {
+    Arguments arguments(info, "cachePages");
+    bool busy;
+    const auto cache = idleCache(arguments, info[0], busy);
+    if (!arguments.ok()) return arguments.fail();
+    if (busy) return raise(info.Env(), "busy", "cachePages", "This cache");
+    const KvCache& held = *cache->cache;
+    const int32_t layer = int32_t(arguments.integer(1, "layer", 0, held.shape().layers - 1)), head = int32_t(arguments.integer(2, "head", 0, held.shape().kvHeads - 1));
+    if (!arguments.ok()) return arguments.fail();
+    const size_t count = size_t(held.capacity(layer, head) / kPageTokens);
+    Napi::Int32Array pages = Napi::Int32Array::New(info.Env(), 2 * count);
+    for (size_t i = 0; i < count; ++i) {
+      const KvPage& page = *held.pages(layer, head)[i];
+      pages[2 * i] = int32_t(page.element);
+      pages[2 * i + 1] = page.references.load(std::memory_order_relaxed);
+    }
+    return pages;
   });
 }
 

@@ -16,6 +16,7 @@ Napi::Value truncateCache(const Napi::CallbackInfo& info);
 Napi::Value cacheStatistics(const Napi::CallbackInfo& info);
 Napi::Value observeCache(const Napi::CallbackInfo& info);
 Napi::Value readCache(const Napi::CallbackInfo& info);
+Napi::Value cachePages(const Napi::CallbackInfo& info);
 Napi::Value requantizeCache(const Napi::CallbackInfo& info);
 Napi::Value cacheLayerBytes(const Napi::CallbackInfo& info);
 Napi::Value saveCacheLayer(const Napi::CallbackInfo& info);

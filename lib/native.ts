@@ -86,6 +86,8 @@ export interface NativeAddon {
   observeCache(cache: NativeHandle): void;
   /** What a head holds, as f32 `[tokens, headDim]`, and where its tokens stand. */
   readCache(cache: NativeHandle, layer: number, head: number, keys: Float32Array | null, values: Float32Array | null, positions: Int32Array | null): void;
+  /** Element type and number of holders of each page of a head, in turn. */
+  cachePages(cache: NativeHandle, layer: number, head: number): Int32Array;
   /** Converts the pages before each head's last `recent` tokens to another element type. */
   requantizeCache(cache: NativeHandle, recent: number, element: number): Promise<void>;
   cacheLayerBytes(cache: NativeHandle, layer: number): number;

@@ -233,6 +233,16 @@ int64_t KvCache::bytesShared() const {
   return bytes;
 }
 
+Status KvCache::observe() {
+  try {
+    for (Head& head : heads_) head.scores.resize(head.pages.size() * size_t(kPageTokens), 0.0f);
+  } catch (const std::exception&) {
+    return {Code::memory, "kvCache", "", "out of memory for scores", 0, 0};
+  }
+  observing_ = true;
+  return {};
+}
+
 float* KvCache::scores(int32_t layer, int32_t head) { return observing_ ? heads_[index(layer, head)].scores.data() : nullptr; }
 const float* KvCache::scores(int32_t layer, int32_t head) const { return observing_ ? heads_[index(layer, head)].scores.data() : nullptr; }
 

@@ -127,7 +127,8 @@ class KvCache {
   //   prepareKeep  takes the pages that shared ones have to make way for     Code::memory: the cache is as before
   //   keepHead     moves a head's kept tokens together; heads may go in parallel
   //   finishKeep   gives back what is free now
-  // With `dense`, tokens that will not be at the position of their slot lie in pages of this cache alone: see cacheRotate.
+  // With `dense`, tokens that cacheRotate will move lie in pages of this cache alone: those that are not at position
+  // slot + (longest head − their head's length).
   Status prepareKeep(const uint8_t* kept, int64_t stride, bool dense);
   void keepHead(int32_t layer, int32_t head, const uint8_t* kept);
   void finishKeep();
@@ -135,7 +136,7 @@ class KvCache {
   Status requantize(int64_t recent, DType element);
 
   // A number a token that moves with it: what attention has given it so far. Off by default.
-  void observe() { observing_ = true; }
+  Status observe();
   bool observing() const { return observing_; }
   float* scores(int32_t layer, int32_t head);              // [capacity]; null where not observing
   const float* scores(int32_t layer, int32_t head) const;
@@ -170,7 +171,7 @@ class KvCache {
   };
   size_t index(int32_t layer, int32_t head) const { return size_t(layer) * size_t(shape().kvHeads) + size_t(head); }
   Status reserveHead(Head& head, int64_t n);
-  Status prepareHead(Head& head, const uint8_t* kept, bool dense);
+  Status prepareHead(Head& head, const uint8_t* kept, const int64_t* densePosition);
   Status makeOwn(KvPage*& page);
   void copyToken(KvPage& to, int64_t toSlot, const KvPage& from, int64_t fromSlot) const;
   void trimHead(Head& head);

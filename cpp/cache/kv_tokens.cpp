@@ -132,8 +132,8 @@ void KvCache::copyToken(KvPage& to, int64_t toSlot, const KvPage& from, int64_t 
       to.valueScales(layout)[half * kPageTokens * groups + toSlot * groups + g] = from.valueScales(layout)[half * kPageTokens * groups + fromSlot * groups + g];
 }
 
-Status KvCache::prepareHead(Head& head, const uint8_t* kept, bool dense) {
-  head.kept = std::count_if(kept, kept + head.length, [](uint8_t keep) { return keep != 0; });
+// densePosition: where slot 0 is going to stand; null: nothing moves.
+Status KvCache::prepareHead(Head& head, const uint8_t* kept, const int64_t* densePosition) {
   head.spare.clear();
   head.spare.reserve(head.pages.size());
   int64_t token = 0;
@@ -142,7 +142,7 @@ Status KvCache::prepareHead(Head& head, const uint8_t* kept, bool dense) {
     bool changes = false;
     for (const int64_t end = std::min<int64_t>((int64_t(page) + 1) * kPageTokens, head.kept); slot < end; ++slot, ++token) {
       while (!kept[token]) ++token;
-      changes |= token != slot || (dense && head.pages[page]->positions[slot % kPageTokens] != int32_t(slot));
+      changes |= token != slot || (densePosition && head.pages[size_t(token / kPageTokens)]->positions[token % kPageTokens] != int32_t(slot + *densePosition));
     }
     KvPage* spare = nullptr;
     if (changes && head.pages[page]->references.load(std::memory_order_acquire) > 1) {
@@ -158,9 +158,16 @@ Status KvCache::prepareHead(Head& head, const uint8_t* kept, bool dense) {
 Status KvCache::prepareKeep(const uint8_t* kept, int64_t stride, bool dense) {
   if (stride < length()) return argumentError("kvCache", "kept", "is too short for the longest head", stride);
   Status status;
+  int64_t longest = 0;
+  for (size_t i = 0; i < heads_.size(); ++i) {
+    const uint8_t* row = kept + int64_t(i) * stride;
+    heads_[i].kept = std::count_if(row, row + heads_[i].length, [](uint8_t keep) { return keep != 0; });
+    longest = std::max(longest, heads_[i].kept);
+  }
   for (size_t i = 0; i < heads_.size() && !status; ++i) {
     try {
-      status = prepareHead(heads_[i], kept + int64_t(i) * stride, dense);
+      const int64_t densePosition = longest - heads_[i].kept;
+      status = prepareHead(heads_[i], kept + int64_t(i) * stride, dense ? &densePosition : nullptr);
     } catch (const std::exception&) {
       status = {Code::memory, "kvCache", "", "out of memory for a block table", 0, 0};
     }

@@ -53,6 +53,49 @@ struct HeadNormArgs { View x, weight, out; double epsilon, weightOffset; };
 // Writes the step's keys and values [n, kvHeads, headDim] behind each head's tokens of `layer`.
 struct CacheAppendArgs { View key, value, cache; double layer; };
 
+// ---- cache_score.cpp: what eviction ranks cached tokens by. out f32 [kvHeads, tokens], −inf behind a head's length; tokens
+// that the step appends count, their positions do not exist yet.
+// The query heads of each kv head of columnSums [heads, keys] summed, times `scale`, become the scores kept in the cache of
+// all length + newTokens tokens; with accumulate they are added to, from 0 for new tokens. After cachedAttention.
+struct CacheObserveArgs { View columnSums, cache; double layer, scale, accumulate; };
+// The scores kept in the cache; seen > 0: divided by the number of queries that could see the token, seen − position.
+struct CacheScoresArgs { View cache, out; double layer, seen; };
+// Norms of keys, or of values, times `scale`; order 1: Σ|x|, order 2: sqrt(Σ x²).
+struct CacheNormsArgs { View cache, out; double layer, values, order, scale; };
+struct CacheKeyDiffArgs { View cache, out; double layer; };
+// q · k of the last row of query [n, heads, headDim], summed over the query heads of each kv head; no scale.
+struct CacheQueryScoresArgs { View query, cache, out; double layer; };
+// uniform(seed, layer · kvHeads + head, position).
+struct CacheRandomArgs { View cache, out; double layer, seed; };
+
+// ---- cache_select.cpp
+// Pooled along the tokens of each row, stride 1, `kernel` odd: the average (zeros past the ends count) or maximum. The last
+// `last` tokens take no part and get −inf. Rows are the heads of `cache`, or (without) all of x's width. Not in place.
+struct PoolScoresArgs { View x, cache, out; double layer, kernel, maximum, last; };
+// x [rows · group, n] to out [rows, n] over neighbouring rows; kind: 0 mean, 1 maximum, 2 sum. weights [rows, n] (optional):
+// out = (reduced + epsilon) · weights.
+struct ReduceRowsArgs { View x, weights, out; double kind, epsilon; };
+// Writes kept u8 [layers · kvHeads · tokens] of one layer: 1 for the tokens of each head that stay, `budget` of them: its
+// first `first`, its last `last` (both within the budget, the first ones first), then the best scores, equal ones by lowest
+// index, NaN last. scores (optional) [kvHeads, tokens], or one row for all heads; absent: the newest stay.
+// safeguard ≥ 0: heads · budget tokens stay in all; each head has max(1, ⌊budget · safeguard⌋) of its own (0 for 0), the
+// rest goes to the best of all heads, equal ones by lowest head (arXiv 2407.11550).
+// cache (optional): its heads and their lengths; absent: rows and width of the scores, `layer` counts batches.
+struct KeepTopArgs { View scores, cache, kept; double layer, tokens, budget, first, last, safeguard; };
+
+// ---- cache_expected.cpp
+// Rows skip … n − 1 of query [n, heads, headDim] join statistics [heads, 1 + headDim + headDim²], updated in place: their
+// count, mean, and Σ (q − mean)(q − mean)ᵀ.
+struct QueryStatisticsArgs { View query, statistics; double skip; };
+// out [heads, tokens] = scale · μ·k + scale²/2 · kᵀΣk (without covariance the first term), −inf for the first `sinks` tokens and
+// behind a head's length; μ, Σ of the statistics, rotated by rotation [rotaryDim] = mean cosines | mean sines.
+struct CacheExpectedLogitsArgs { View statistics, rotation, cache, out; double layer, interleaved, scale, sinks, covariance; };
+
+// ---- cache_rotate.cpp
+// Rotates the keys of one layer to dense positions, t = slot + (longest head of the cache − the head's length), and sets them.
+// frequencies as in ropeTable. Pages that change must be this cache's own: see KvCache::prepareKeep.
+struct CacheRotateArgs { View frequencies, cache; double layer, interleaved; };
+
 // ---- attention.cpp
 // Causal attention of the step's queries [n, heads, headDim] over the cache, the step's own tokens included.
 // window 0 = unlimited; softcap 0 = none; sinks: tokens at the start that a window always sees. out [n, heads, headDim].

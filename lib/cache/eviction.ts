@@ -1,0 +1,144 @@
+import { invalidArgument } from "../errors.js";
+import { compile, type CompiledGraph } from "../graph/compile.js";
+import { Graph } from "../graph/graph.js";
+import { callNative, dtypeCode, native, type Bytes, type NativeHandle } from "../native.js";
+import { cacheRotate, keepTop, statisticsOfLayer, statisticsWidth } from "../ops/cache-policy.js";
+import { ropeFrequencies, type RopeConfig } from "../ops/rope.js";
+import { schedule, type RunOptions } from "../schedule.js";
+import type { CachePolicy, Observation } from "./policy.js";
+
+/** Tokens of a page: while decoding, eviction waits until a page's worth is beyond the budget. */
+const pageTokens = 32;
+
+export interface EvictionShape {
+  readonly layers: number;
+  readonly kvHeads: number;
+  readonly heads: number;
+  readonly headDim: number;
+  /** Of any head when it is cut. */
+  readonly mostTokens: number;
+  /** Layers with a sliding window keep exactly what it shows, their last `window` tokens, whatever the policy; undefined or 0: full attention. */
+  readonly windows?: readonly (number | undefined)[];
+  /** Each layer's rotary embedding: policies with `rerotate` need it. */
+  readonly rope?: readonly RopeConfig[];
+  /** Of the model, for embeddings that depend on it. */
+  readonly contextLength?: number;
+}
+
+/**
+ * One policy compiled for caches of one shape: scores, selection and compaction are one native run, off the event loop.
+ * Stateless: one eviction serves all caches of its shape.
+ */
+export class Eviction implements Disposable {
+  /** What the model's graphs have to keep in the cache for this policy. */
+  readonly observe: Observation;
+  private readonly layers: readonly CachePolicy[];
+  private readonly selection: CompiledGraph | undefined;
+  private readonly rotation: CompiledGraph | undefined;
+
+  constructor(readonly policy: CachePolicy, private readonly shape: EvictionShape) {
+    this.observe = policy.observe;
+    this.layers = Array.from({ length: shape.layers }, (_, layer) => policy.layerPolicy?.(layer, shape.layers) ?? policy);
+    if (policy.rerotate && shape.rope?.length !== shape.layers) throw invalidArgument("shape.rope", `the rotary embedding of each of ${shape.layers} layers, which ${policy.name} rotates keys by,`, shape.rope);
+    this.selection = this.selectionGraph();
+    this.rotation = policy.rerotate ? rotationGraph(shape) : undefined;
+  }
+
+  /** The longest head of the layers that the policy rules, given the lengths of all heads `[layers, kvHeads]`. */
+  tokensOf(lengths: Int32Array): number {
+    const { kvHeads } = this.shape;
+    return Math.max(...this.ruled().map((layer) => Math.max(...lengths.subarray(layer * kvHeads, (layer + 1) * kvHeads))));
+  }
+
+  /**
+   * Whether a cache is to be cut now: behind a prompt when it is over budget; while decoding when a page's worth is, so that
+   * the cost is shared by 32 tokens.
+   * @param tokens of the longest head, see tokensOf()
+   * @param appended how many of them are new since the last call
+   */
+  due(tokens: number, phase: "prefill" | "decode", appended = 1): boolean {
+    const { policy } = this;
+    if (policy.quantize && this.crosses(tokens - policy.quantize.recent, phase === "prefill" ? tokens : appended)) return true;
+    const all = this.budgets(tokens), budgets = this.ruled().map((layer) => all[layer]!);
+    if (phase === "prefill") return budgets.some((budget) => budget < tokens);
+    return policy.when.decode && tokens >= Math.max(...budgets) + pageTokens;
+  }
+
+  /** Selects, compacts and, where the policy says so, rotates and converts. All or nothing until the selection is done. */
+  async run(cache: NativeHandle, options: RunOptions & { readonly statistics?: Float32Array | undefined } = {}): Promise<void> {
+    const { statistics, signal, threads } = options;
+    const held = callNative(() => native.cacheStatistics(cache));
+    if (held.tokens === 0) return;
+    if (this.selection) {
+      const { layers, kvHeads } = this.shape, budgets = this.budgets(this.tokensOf(held.lengths));
+      const scalars: Record<string, number> = { seen: held.nextPosition };
+      for (const [layer, budget] of budgets.entries()) {
+        const { first, last } = this.window(layer) ? { first: 0, last: 0 } : this.layers[layer]!.protect(budget);
+        Object.assign(scalars, { [`budget${layer}`]: budget, [`first${layer}`]: first, [`last${layer}`]: last });
+      }
+      const bindings: Record<string, Bytes | NativeHandle> = { cache, kept: new Uint8Array(layers * kvHeads * held.tokens) };
+      if (this.observe.kind === "queries") bindings["statistics"] = statistics!;
+      await this.selection.run({ symbols: { tokens: held.tokens }, bindings, scalars }, { signal, threads });
+    }
+    // What was selected is to be finished: a cache between the two steps would have gaps in its positions.
+    await this.rotation?.run({ bindings: { cache } }, { threads });
+    const { quantize } = this.policy;
+    if (quantize) await schedule(() => native.requantizeCache(cache, quantize.recent, dtypeCode[quantize.type === "int8" ? "i8" : "i4"]), { threads });
+  }
+
+  dispose(): void {
+    this.selection?.dispose();
+    this.rotation?.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  private window(layer: number): number {
+    return this.shape.windows?.[layer] ?? 0;
+  }
+
+  /** Whether one of the last `appended` tokens filled a page that lies wholly among the first `tokens`. */
+  private crosses(tokens: number, appended: number): boolean {
+    return tokens > 0 && Math.floor(tokens / pageTokens) > Math.floor((tokens - appended) / pageTokens);
+  }
+
+  /** Of each layer; what a layer's window shows is not cut. */
+  private budgets(tokens: number): number[] {
+    const { layers, kvHeads } = this.shape;
+    return this.layers.map((policy, layer) => this.window(layer) || policy.allocate({ layers, kvHeads, tokens })[layer]!);
+  }
+
+  /** Layers without a window; all where every layer has one. */
+  private ruled(): number[] {
+    const all = Array.from({ length: this.shape.layers }, (_, layer) => layer), full = all.filter((layer) => !this.window(layer));
+    return full.length > 0 ? full : all;
+  }
+
+  private selectionGraph(): CompiledGraph | undefined {
+    const { layers, kvHeads, heads, headDim, mostTokens } = this.shape;
+    const graph = new Graph(`evict ${this.policy.name}`);
+    const cache = graph.binding("cache", "cache", []), tokens = graph.symbol("tokens", mostTokens), seen = graph.scalar("seen");
+    const kept = graph.binding("kept", "u8", [{ symbol: tokens, multiply: layers * kvHeads, add: 0 }]);
+    const statistics = this.observe.kind === "queries" ? graph.binding("statistics", "f32", [layers, heads, statisticsWidth(headDim)]) : undefined;
+    for (const [layer, policy] of this.layers.entries()) {
+      graph.scope(`layer${layer}`, () => {
+        const score = this.window(layer) ? undefined : policy.score?.({ cache, layer, layers, heads, kvHeads, headDim, tokens, seen, statistics: statistics && statisticsOfLayer(statistics, layer), rope: this.shape.rope?.[layer] });
+        const [budget, first, last] = ["budget", "first", "last"].map((name) => graph.scalar(`${name}${layer}`));
+        keepTop(score, kept, { cache, layer, tokens, budget: budget!, first, last, acrossHeads: score && policy.acrossHeads });
+      });
+    }
+    return compile(graph, { cache: { binding: cache, kept: { mask: kept, tokens, dense: this.policy.rerotate } } });
+  }
+}
+
+/** Rotates all keys of a cache to dense positions. */
+export function rotationGraph({ layers, rope, contextLength, mostTokens }: Pick<EvictionShape, "layers" | "rope" | "contextLength" | "mostTokens">): CompiledGraph {
+  const graph = new Graph("rotate cache"), cache = graph.binding("cache", "cache", []);
+  for (let layer = 0; layer < layers; layer++) {
+    const config = rope![layer]!;
+    cacheRotate(cache, { layer, frequencies: ropeFrequencies(config, contextLength ?? mostTokens).frequencies, style: config.style });
+  }
+  return compile(graph, { cache: { binding: cache } });
+}
