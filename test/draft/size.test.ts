@@ -1,16 +1,7 @@
 import fc from "fast-check";
 import t from "tap";
 import { DraftTree, TreeSize } from "tokenloom";
-
-function random(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
+import { random } from "./support.js";
 
 const linear = (step: number, nodes = 32): number[] => Array.from({ length: nodes }, (_, i) => 1 + step * i);
 
