@@ -83,7 +83,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
       {"info", info}, {"ops", ops}, {"memory", memory}, {"trim", trim}, {"release", release}, {"failAllocation", failNthAllocation},
       {"loadWeights", loadWeights}, {"loadVectors", loadVectors}, {"announceMemory", announceMemory}, {"createConstant", createConstant}, {"createProgram", createProgram},
       {"createPool", createPool}, {"createCache", createCache}, {"forkCache", forkCache}, {"truncateCache", truncateCache},
-      {"observeCache", observeCache}, {"readCache", readCache}, {"cachePages", cachePages}, {"requantizeCache", requantizeCache}, {"cacheLayerBytes", cacheLayerBytes},
+      {"dropCache", dropCache}, {"observeCache", observeCache}, {"readCache", readCache}, {"cachePages", cachePages}, {"requantizeCache", requantizeCache}, {"cacheLayerBytes", cacheLayerBytes},
       {"saveCacheLayer", saveCacheLayer}, {"loadCacheLayer", loadCacheLayer},
       {"cacheStatistics", cacheStatistics}, {"run", run}};
   for (const auto& [name, function] : functions) exports.Set(name, Napi::Function::New(env, function, name));

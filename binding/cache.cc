@@ -91,6 +91,19 @@ Napi::Value truncateCache(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value dropCache(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), "dropCache", [&]() -> Napi::Value {
+    Arguments arguments(info, "dropCache");
+    bool busy;
+    const auto cache = idleCache(arguments, info[0], busy);
+    const int64_t tokens = arguments.integer(1, "tokens", 0, int64_t(1) << 53);
+    if (!arguments.ok()) return arguments.fail();
+    if (busy) return raise(info.Env(), "busy", "dropCache", "This cache");
+    cache->cache->dropLast(tokens);
+    return info.Env().Undefined();
+  });
+}
+
 Napi::Value cacheStatistics(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), "cacheStatistics", [&]() -> Napi::Value {
     Arguments arguments(info, "cacheStatistics");

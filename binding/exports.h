@@ -13,6 +13,7 @@ Napi::Value createPool(const Napi::CallbackInfo& info);
 Napi::Value createCache(const Napi::CallbackInfo& info);
 Napi::Value forkCache(const Napi::CallbackInfo& info);
 Napi::Value truncateCache(const Napi::CallbackInfo& info);
+Napi::Value dropCache(const Napi::CallbackInfo& info);
 Napi::Value cacheStatistics(const Napi::CallbackInfo& info);
 Napi::Value observeCache(const Napi::CallbackInfo& info);
 Napi::Value readCache(const Napi::CallbackInfo& info);

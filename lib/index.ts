@@ -15,7 +15,7 @@ export { verifyGreedy, verifySampled, type SampledVerification, type Verificatio
 export {
   AbortError, ArgumentError, BusyError, ContextOverflowError, DisposedError, ModelFormatError, NumericError, OutOfMemoryError, ShapeError, TokenloomError,
 } from "./errors.js";
-export { LanguageModel, loadModel, type CacheType, type LoadOptions, type LoadProgress } from "./generate/model.js";
+export { LanguageModel, loadModel, type LoadOptions, type LoadProgress } from "./generate/model.js";
 export type { GenerateOptions, Prompt } from "./generate/options.js";
 export type { Score, ScoreOptions } from "./generate/score.js";
 export { Session, type FinishReason, type Piece, type SessionOptions, type SessionStatistics } from "./generate/session.js";

@@ -81,6 +81,8 @@ export interface NativeAddon {
   /** A cache of the first `tokens` tokens that shares their pages. */
   forkCache(cache: NativeHandle, tokens: number): NativeHandle;
   truncateCache(cache: NativeHandle, tokens: number): void;
+  /** Drops the last `tokens` tokens of each head. */
+  dropCache(cache: NativeHandle, tokens: number): void;
   cacheStatistics(cache: NativeHandle): CacheStatistics;
   /** Keeps a number a token from now on: see cacheObserve(). */
   observeCache(cache: NativeHandle): void;

@@ -13,9 +13,10 @@ import { Eviction, rotationGraph } from "./eviction.js";
 import { loadCache, saveCache } from "./file.js";
 import { checkChoice, checkInteger, observedSums, type CachePolicy, type Observation } from "./policy.js";
 
-const elements = { f32: "f32", f16: "f16", bf16: "bf16", int8: "i8", int4: "i4" } as const;
-export type CacheType = keyof typeof elements;
-export const cacheTypes = Object.keys(elements) as CacheType[];
+/** Element types of cached keys and values, and their names in cpp/core/dtype.h. */
+export const cacheElements = { f32: "f32", f16: "f16", bf16: "bf16", int8: "i8", int4: "i4" } as const;
+export type CacheType = keyof typeof cacheElements;
+export const cacheTypes = Object.keys(cacheElements) as CacheType[];
 
 export interface KvCacheShape {
   readonly layers: number;
@@ -158,7 +159,7 @@ export class KvCache extends NativeResource {
     return Array.from({ length: layers }, (_, layer) => Array.from({ length: kvHeads }, (_, head) => {
       const { positions } = this.read(layer, head), pages = callNative(() => native.cachePages(this.handle, layer, head));
       return Array.from({ length: Math.ceil(positions.length / 32) }, (_, page) => ({
-        type: cacheTypes.find((type) => dtypeCode[elements[type]] === pages[2 * page])!, holders: pages[2 * page + 1]!, positions: positions.subarray(page * 32, (page + 1) * 32),
+        type: cacheTypes.find((type) => dtypeCode[cacheElements[type]] === pages[2 * page])!, holders: pages[2 * page + 1]!, positions: positions.subarray(page * 32, (page + 1) * 32),
       }));
     }));
   }
@@ -235,7 +236,7 @@ export class KvCache extends NativeResource {
   async quantize(recent: number, type: "int8" | "int4", options: RunOptions = {}): Promise<void> {
     checkInteger("recent", recent, 0);
     checkChoice("type", type, ["int8", "int4"]);
-    await this.during(() => schedule(() => native.requantizeCache(this.handle, recent, dtypeCode[elements[type]]), options));
+    await this.during(() => schedule(() => native.requantizeCache(this.handle, recent, dtypeCode[cacheElements[type]]), options));
   }
 
   /** Writes the cache to a file. */
@@ -349,7 +350,7 @@ function checkShape(options: KvCacheOptions): KvCacheShape {
 }
 
 function createHandle({ layers, kvHeads, headDim, type }: KvCacheShape, byteLimit: number): NativeHandle {
-  const pool = callNative(() => native.createPool(layers, kvHeads, headDim, dtypeCode[elements[type]], byteLimit));
+  const pool = callNative(() => native.createPool(layers, kvHeads, headDim, dtypeCode[cacheElements[type]], byteLimit));
   try {
     return callNative(() => native.createCache(pool));
   } finally {

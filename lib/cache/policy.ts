@@ -38,9 +38,14 @@ export interface ScoreContext {
 /** How much is kept, protected tokens included. */
 export type Budget =
   /** Tokens a head and layer (on average where a policy divides them unevenly). */
-  | { readonly budget: number; readonly ratio?: undefined }
+  | {
+      readonly budget: number;
+      readonly ratio?: undefined;
+      /** false: only behind the prompt. Default: while decoding too, where the policy can. */
+      readonly decode?: boolean | undefined;
+    }
   /** The share that goes, 0 ≤ ratio < 1: max(1, ⌊tokens · (1 − ratio)⌋ ) tokens stay. Only behind the prompt, not while decoding. */
-  | { readonly ratio: number; readonly budget?: undefined };
+  | { readonly ratio: number; readonly budget?: undefined; readonly decode?: undefined };
 
 /**
  * What to keep of a KV cache. Each part is a fragment with a default: what to observe, how to score, how to divide the
@@ -106,14 +111,15 @@ export function budgetOf(options: Budget): (tokens: number) => number {
 
 /** A policy of the plain kind: each layer and head has the same budget. Those with a budget in tokens work while decoding. */
 export function policy(options: Budget, parts: Pick<CachePolicy, "name"> & Partial<CachePolicy>): CachePolicy {
-  const budget = budgetOf(options);
+  const budget = budgetOf(options), { decode } = options;
+  if (decode !== undefined && typeof decode !== "boolean") throw invalidArgument("options.decode", "a boolean", decode);
   return {
     observe: { kind: "none" },
     allocate: ({ layers, tokens }) => new Array<number>(layers).fill(budget(tokens)),
     protect: () => ({ first: 0, last: 0 }),
     rerotate: false,
     ...parts,
-    when: { decode: options.budget !== undefined && (parts.when?.decode ?? true) },
+    when: { decode: options.budget !== undefined && decode !== false && (parts.when?.decode ?? true) },
   };
 }
 

@@ -1,4 +1,7 @@
 import { basename } from "node:path";
+import { Eviction } from "../cache/eviction.js";
+import { cacheElements, type CacheType } from "../cache/kv-cache.js";
+import type { CachePolicy, Observation } from "../cache/policy.js";
 import type { DraftText } from "../draft/draft-model.js";
 import { AbortError, DisposedError, invalidArgument, ModelFormatError } from "../errors.js";
 import type { CompiledGraph } from "../graph/compile.js";
@@ -27,10 +30,6 @@ export interface LoadProgress {
   readonly total: number;
 }
 
-/** Element types of cached keys and values; int8 has a scale a token, int4 scale and minimum for each 32 elements (arXiv 2303.06865, 2402.02750). */
-const cacheTypes = { f32: "f32", f16: "f16", bf16: "bf16", int8: "i8", int4: "i4" } as const;
-export type CacheType = keyof typeof cacheTypes;
-
 export interface LoadOptions {
   readonly onProgress?: ((progress: LoadProgress) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -38,7 +37,7 @@ export interface LoadOptions {
   readonly threads?: number | undefined;
   /** Most tokens a session may hold; by default what the model was trained for. */
   readonly contextLength?: number | undefined;
-  /** Element type of cached keys and values. Default "f16". */
+  /** Element type of cached keys and values; int8 and int4 with scales (arXiv 2303.06865, 2402.02750). Default "f16". */
   readonly cacheType?: CacheType | undefined;
   /** Most bytes that all sessions' caches may hold together; a session that needs more gets OutOfMemoryError. Default: no limit. */
   readonly cacheBytes?: number | undefined;
@@ -62,11 +61,11 @@ class ModelGraphs {
     }
     return graph;
   }
-  get prefill(): Promise<CompiledGraph> {
-    return this.once("prefill", () => this.build.prefill(chunkTokens));
+  prefill(observe?: Observation): Promise<CompiledGraph> {
+    return this.once(`prefill ${JSON.stringify(observe)}`, () => this.build.prefill(chunkTokens, observe));
   }
-  get generate(): Promise<CompiledGraph> {
-    return this.once("generate", () => this.build.generate(chunkTokens, mostHistory));
+  generate(observe?: Observation): Promise<CompiledGraph> {
+    return this.once(`generate ${JSON.stringify(observe)}`, () => this.build.generate(chunkTokens, mostHistory, observe));
   }
   draft(top: number): Promise<CompiledGraph> {
     return this.once(`draft ${top}`, () => this.build.draft(draftNodes, mostHistory, top));
@@ -116,9 +115,10 @@ export class LanguageModel implements Disposable {
     this.loadMs = loadMs;
     this.loader = loader;
     this.graphs = graphs;
-    this.pool = callNative(() => native.createPool(config.layers.length, config.kvHeads, config.headDim, dtypeCode[cacheTypes[options.cacheType ?? "f16"]], options.cacheBytes ?? 0));
+    this.pool = callNative(() => native.createPool(config.layers.length, config.kvHeads, config.headDim, dtypeCode[cacheElements[options.cacheType ?? "f16"]], options.cacheBytes ?? 0));
   }
   private readonly loader: WeightLoader;
+  private readonly evictions = new Map<CachePolicy, Eviction>();
   private readonly costs = new Map<number, Promise<Float64Array>>();
   /** Sessions that are open. @internal */
   readonly sessions = new Set<Session>();
@@ -140,14 +140,26 @@ export class LanguageModel implements Disposable {
     return new Session(this, options);
   }
 
+  /** A policy compiled for this model. @internal */
+  eviction(policy: CachePolicy): Eviction {
+    let eviction = this.evictions.get(policy);
+    if (!eviction) {
+      const { layers, heads, kvHeads, headDim, contextLength } = this.config;
+      const shape = { layers: layers.length, heads, kvHeads, headDim, mostTokens: this.contextLength + chunkTokens, contextLength };
+      eviction = new Eviction(policy, { ...shape, windows: layers.map(({ window }) => window), rope: layers.map(({ rope }) => rope) });
+      this.evictions.set(policy, eviction);
+    }
+    return eviction;
+  }
+
   /** A text of this model for draftModel(). @internal */
   draftText(): DraftText {
     this.check();
-    const sequence = new Sequence(this, this.threads), options = checkOptions({ seed: 0 });
+    const sequence = new Sequence(this, { threads: this.threads }), options = checkOptions({ seed: 0 });
     return {
       tokens: sequence.tokens,
       get bytes() {
-        return sequence.cacheBytes;
+        return sequence.cacheStatistics.bytesHeld;
       },
       keepFirst: (count) => sequence.keepFirst(count),
       next: (tokens, k) => sequence.peek(tokens, k, options),
@@ -204,6 +216,7 @@ export class LanguageModel implements Disposable {
     if (this.disposed) return;
     this.disposed = true;
     this.graphs.dispose();
+    for (const eviction of this.evictions.values()) eviction.dispose();
     this.loader.release();
     native.release(this.pool);
   }
@@ -226,7 +239,7 @@ function checkLoadOptions(options: LoadOptions): void {
   checkCallback("options.onProgress", options.onProgress);
   threadCount(options.threads);
   const { cacheType, contextLength, cacheBytes } = options;
-  if (cacheType !== undefined && !Object.hasOwn(cacheTypes, cacheType)) throw invalidArgument("options.cacheType", "'f32', 'f16', 'bf16', 'int8' or 'int4'", cacheType);
+  if (cacheType !== undefined && !Object.hasOwn(cacheElements, cacheType)) throw invalidArgument("options.cacheType", "'f32', 'f16', 'bf16', 'int8' or 'int4'", cacheType);
   if (contextLength !== undefined && (!Number.isSafeInteger(contextLength) || contextLength < 1)) throw invalidArgument("options.contextLength", "a positive integer", contextLength);
   if (cacheBytes !== undefined && (!Number.isSafeInteger(cacheBytes) || cacheBytes < 1)) throw invalidArgument("options.cacheBytes", "a positive integer", cacheBytes);
 }
@@ -265,8 +278,8 @@ export async function loadModel(nameOrPath: string, options: LoadOptions = {}): 
     const contextLength = Math.min(options.contextLength ?? Infinity, description.config.contextLength);
     const graphs = new ModelGraphs(new DecoderGraphs(decoder, contextLength));
     // So that the first token does not wait for them; one after the other, or their slices would add up.
-    await graphs.generate;
-    await graphs.prefill;
+    await graphs.generate();
+    await graphs.prefill();
     return new LanguageModel({ file, decoder, loader, tokenizer, template, contextLength, graphs, loadMs: performance.now() - started, options });
   } catch (error) {
     loader.release();

@@ -1,10 +1,13 @@
-import { ContextOverflowError, DisposedError } from "../errors.js";
-import type { CompiledGraph, RunInputs } from "../graph/compile.js";
-import { callNative, native, type NativeHandle } from "../native.js";
-import { NativeResource } from "../resource.js";
-import type { LanguageModel } from "./model.js";
+import type { Eviction } from "../cache/eviction.js";
+import type { Observation } from "../cache/policy.js";
 import type { TopTokens } from "../draft/drafter.js";
 import { DraftTree } from "../draft/tree.js";
+import { ContextOverflowError, DisposedError, OutOfMemoryError } from "../errors.js";
+import type { CompiledGraph, RunInputs } from "../graph/compile.js";
+import { callNative, native, type CacheStatistics, type NativeHandle } from "../native.js";
+import { statisticsWidth } from "../ops/cache-policy.js";
+import { NativeResource } from "../resource.js";
+import type { LanguageModel } from "./model.js";
 import type { CheckedOptions } from "./options.js";
 import { draftNodes, type VerifiedDraft } from "./speculation.js";
 
@@ -15,6 +18,13 @@ export const chunkTokens = 256;
 export interface Drawn {
   readonly token: number;
   readonly logProb: number;
+}
+
+export interface SequenceSettings {
+  readonly threads: number;
+  readonly eviction?: Eviction | undefined;
+  /** Where the pool is full: evict and go on, or fail. */
+  readonly whenFull?: "evict" | "error" | undefined;
 }
 
 /** The memory of one step, reused by all steps of a sequence. */
@@ -43,23 +53,86 @@ class DraftMemory {
 
 /** Tokens and their cache: the prompt in chunks, then step by step. What a step computed stays; one that fails changes nothing. */
 export class Sequence extends NativeResource {
-  /** All tokens; between steps the last one is not cached yet. */
+  /** All tokens, evicted ones too; between steps the last one is not cached yet. */
   readonly tokens: number[] = [];
   /** How many of them have been computed. */
   cached = 0;
+  /** Where the next token stands: behind the computed ones, or nearer where keys were rotated together. */
+  private position = 0;
+  /** Tokens computed since the last eviction; undefined: nothing was ever evicted. */
+  private sinceEviction: number | undefined;
+  /** Whether attention has been observed since then. */
+  private observed = false;
+  private readonly statistics: Float32Array | undefined;
   private readonly memory = new StepMemory();
   private draftMemory: DraftMemory | undefined;
 
-  constructor(private readonly model: LanguageModel, private readonly threads: number | undefined, handle: NativeHandle = callNative(() => native.createCache(model.pool))) {
+  constructor(private readonly model: LanguageModel, private readonly settings: SequenceSettings, handle: NativeHandle = callNative(() => native.createCache(model.pool))) {
     super("This session", handle);
+    const { observe } = this, { layers, heads, headDim } = model.config;
+    if (observe?.kind === "window" || observe?.kind === "all") callNative(() => native.observeCache(handle));
+    if (observe?.kind === "queries") this.statistics = new Float32Array(layers.length * heads * statisticsWidth(headDim));
+  }
+
+  private get observe(): Observation | undefined {
+    const observe = this.settings.eviction?.observe;
+    return observe?.kind === "none" ? undefined : observe;
+  }
+
+  /** Whether tokens before the last ones have been given up. */
+  get isCut(): boolean {
+    return this.sinceEviction !== undefined;
+  }
+
+  /** Whether a new sequence may start from this one's first tokens, and from another's under the same settings. */
+  get sharesPrefixes(): boolean {
+    return !this.isCut && (this.observe === undefined || this.observe.kind === "window");
   }
 
   /** A sequence of the first `count` computed tokens that shares their pages. */
-  fork(count = this.cached): Sequence {
-    const copy = new Sequence(this.model, this.threads, callNative(() => native.forkCache(this.handle, count)));
-    copy.tokens.push(...this.tokens.slice(0, count < this.cached ? count : undefined));
+  fork(count = this.cached, settings = this.settings): Sequence {
+    const whole = count === this.cached;
+    const copy = new Sequence(this.model, settings, callNative(() => native.forkCache(this.handle, whole ? Number.MAX_SAFE_INTEGER : count)));
+    copy.tokens.push(...this.tokens.slice(0, whole ? undefined : count));
     copy.cached = count;
+    copy.position = whole ? this.position : count;
+    copy.sinceEviction = this.sinceEviction;
+    copy.observed = this.observed;
+    if (this.statistics) copy.statistics?.set(this.statistics);
     return copy;
+  }
+
+  get cacheStatistics(): CacheStatistics {
+    return callNative(() => native.cacheStatistics(this.handle));
+  }
+
+  /** Forgets all but the first `count` tokens. Where some of those have been evicted, they are computed anew. */
+  keepFirst(count: number): void {
+    const surplus = this.cached - count;
+    this.tokens.length = count;
+    if (surplus <= 0) return;
+    if (this.sinceEviction === undefined) this.truncate(count);
+    else if (surplus <= this.sinceEviction) this.dropLast(surplus);
+    else this.forget();
+  }
+
+  private truncate(count: number): void {
+    callNative(() => native.truncateCache(this.handle, count));
+    this.cached = this.position = count;
+  }
+
+  private dropLast(count: number): void {
+    callNative(() => native.dropCache(this.handle, count));
+    this.cached -= count;
+    this.position -= count;
+    if (this.sinceEviction !== undefined) this.sinceEviction -= count;
+  }
+
+  private forget(): void {
+    this.truncate(0);
+    this.sinceEviction = undefined;
+    this.observed = false;
+    this.statistics?.fill(0);
   }
 
   /** Appends `tokens`, computes all and gives the `top` largest logits behind the last one: nothing is drawn. */
@@ -72,32 +145,30 @@ export class Sequence extends NativeResource {
     return found!;
   }
 
-  get cacheBytes(): number {
-    return callNative(() => native.cacheStatistics(this.handle)).bytesHeld;
-  }
-
-  /** Forgets all but the first `count` tokens. */
-  keepFirst(count: number): void {
-    this.tokens.length = count;
-    if (this.cached > count) this.truncate(count);
-  }
-
-  private truncate(count: number): void {
-    callNative(() => native.truncateCache(this.handle, count));
-    this.cached = count;
-  }
-
-  /** Computes all tokens but those that the first step takes: nothing but the cache comes of it. Calls `computed` after each chunk. */
-  async prefill(options: CheckedOptions, computed: (tokens: number) => void, rest = chunkTokens): Promise<void> {
+  /** Computes all tokens but the last `rest`, which a step takes: nothing but the cache comes of it. Calls `computed` after each chunk. */
+  async prefill(options: CheckedOptions, computed: (tokens: number) => void, rest?: number): Promise<void> {
     // The last token is computed again where all are cached: its logits are needed.
-    if (this.cached === this.tokens.length) this.truncate(this.tokens.length - 1);
-    while (this.tokens.length - this.cached > rest) {
-      const count = Math.min(chunkTokens, this.tokens.length - this.cached - (rest === chunkTokens ? 0 : rest));
+    if (this.cached === this.tokens.length) this.keepLogits();
+    const { observe } = this, window = observe?.kind === "window" ? observe.queries : 1;
+    for (;;) {
+      const left = this.tokens.length - this.cached;
+      if (left <= (rest ?? chunkTokens)) break;
+      // What a window of queries observes must lie in one step.
+      const count = Math.min(chunkTokens, left - Math.min(rest ?? window, chunkTokens));
+      await this.makeRoom(count, options);
       this.fill(count);
-      await this.run(await this.model.graphs.prefill, { symbols: { n: count }, bindings: {} }, options);
-      this.cached += count;
+      await this.run(await this.model.graphs.prefill(observe?.kind === "window" ? undefined : observe), { symbols: { n: count }, bindings: {} }, options, observe?.kind !== "window");
+      this.advance(count);
       computed(count);
     }
+    await this.makeRoom(this.tokens.length - this.cached, options);
+  }
+
+  /** Gives back the last computed token, for its logits. */
+  private keepLogits(): void {
+    const token = this.tokens.at(-1)!;
+    this.keepFirst(this.tokens.length - 1);
+    this.tokens.push(token);
   }
 
   /** Computes what is not cached yet, draws the next token and appends it. */
@@ -108,15 +179,12 @@ export class Sequence extends NativeResource {
     memory.last[0] = count - 1;
     const history = this.history(options);
     await this.run(
-      await this.model.graphs.generate,
-      {
-        symbols: { n: count, history: history.length },
-        bindings: { last: memory.last, history, token: memory.token, logProb: memory.logProb },
-        scalars: this.sampler(options),
-      },
+      await this.model.graphs.generate(this.observe),
+      { symbols: { n: count, history: history.length }, bindings: { last: memory.last, history, token: memory.token, logProb: memory.logProb }, scalars: this.sampler(options) },
       options,
+      true,
     );
-    this.cached += count;
+    this.advance(count);
     this.tokens.push(memory.token[0]!);
     return [{ token: memory.token[0]!, logProb: memory.logProb[0]! }];
   }
@@ -130,7 +198,7 @@ export class Sequence extends NativeResource {
     const { ids, positions } = this.memory, n = tree.size;
     this.checkRoom();
     ids.set(tree.tokens);
-    for (let i = 0; i < n; i++) positions[i] = this.cached + tree.depths[i]!;
+    for (let i = 0; i < n; i++) positions[i] = this.position + tree.depths[i]!;
     if (this.draftMemory?.top !== top) this.draftMemory = new DraftMemory(top);
     const { path, accepted, logProb, count, topIndices, topValues, logSumExp } = this.draftMemory;
     const { repeatLastTokens } = options, history = this.history(options);
@@ -142,9 +210,10 @@ export class Sequence extends NativeResource {
         scalars: { ...this.sampler(options), repeatLastTokens },
       },
       options,
+      false,
     );
     const drawn = Array.from({ length: count[0]! }, (_, i) => ({ token: accepted[i]!, logProb: logProb[i]! }));
-    this.cached += drawn.length;
+    this.advance(drawn.length);
     for (const { token } of drawn) this.tokens.push(token);
     return {
       drawn, tree, path: path.slice(0, drawn.length), accepted: accepted.slice(0, drawn.length),
@@ -152,13 +221,45 @@ export class Sequence extends NativeResource {
     };
   }
 
+  /** Evicts what the policy wants to be evicted now: behind a prompt, or between steps. */
+  async evictIfDue(phase: "prefill" | "decode", options: CheckedOptions): Promise<void> {
+    const { eviction } = this.settings;
+    if (!eviction) return;
+    const tokens = eviction.tokensOf(this.cacheStatistics.lengths);
+    if (eviction.due(tokens, phase, phase === "prefill" ? tokens : 1)) await this.evict(eviction, options);
+  }
+
+  private async evict(eviction: Eviction, options: CheckedOptions): Promise<void> {
+    await this.during(() => eviction.run(this.handle, { signal: options.signal, threads: this.settings.threads, statistics: this.statistics }));
+    this.sinceEviction = 0;
+    this.observed = false;
+    if (eviction.policy.rerotate) this.position = this.cacheStatistics.nextPosition;
+  }
+
+  /** How deep a draft may go so that eviction comes where it comes without drafts. */
+  draftDepth(most: number): number {
+    const { eviction } = this.settings, room = Math.max(0, Math.min(most, this.room));
+    if (!eviction) return room;
+    const tokens = eviction.tokensOf(this.cacheStatistics.lengths);
+    for (let depth = 0; depth < room; depth++) if (eviction.due(tokens + depth + 1, "decode", 1)) return depth;
+    return room;
+  }
+
   /** How many tokens the context still has room for, behind those that are there. */
   get room(): number {
-    return this.model.contextLength - this.tokens.length;
+    return this.model.contextLength - this.position - (this.tokens.length - this.cached);
+  }
+
+  /** Before a chunk of a text longer than the context: evicts, where the policy makes room by it. */
+  private async makeRoom(count: number, options: CheckedOptions): Promise<void> {
+    const { eviction } = this.settings;
+    if (eviction?.policy.rerotate && this.position + count > this.model.contextLength) await this.evict(eviction, options);
   }
 
   private checkRoom(): void {
-    if (this.room < 0) throw new ContextOverflowError(`The context of ${this.model.contextLength} tokens is full: nothing was lost, but the session cannot go on without a cache policy`);
+    if (this.room >= 0) return;
+    const advice = this.settings.eviction ? "its cache policy frees memory but not positions: one with rerotate, such as streamingLlm(), goes on without end" : "the session cannot go on without a cache policy such as streamingLlm()";
+    throw new ContextOverflowError(`The context of ${this.model.contextLength} tokens is full: nothing was lost, but ${advice}`);
   }
 
   private history({ repeatPenalty, repeatLastTokens }: CheckedOptions): Int32Array {
@@ -173,15 +274,46 @@ export class Sequence extends NativeResource {
     const { ids, positions } = this.memory;
     for (let i = 0; i < count; i++) {
       ids[i] = this.tokens[this.cached + i]!;
-      positions[i] = this.cached + i;
+      positions[i] = this.position + i;
     }
   }
 
-  private run(graph: CompiledGraph, { symbols, bindings, scalars }: RunInputs, options: CheckedOptions): Promise<void> {
+  private advance(count: number): void {
+    this.cached += count;
+    this.position += count;
+    if (this.sinceEviction !== undefined) this.sinceEviction += count;
+  }
+
+  /** What an observing graph needs besides. */
+  private observation(): RunInputs {
+    const { observe, statistics } = this;
+    if (observe?.kind === "queries") return { bindings: { statistics: statistics! }, scalars: { skip: Math.max(0, observe.sinks - this.cached) } };
+    // A window of one replaces what was seen before; longer ones gather the queries since the last eviction.
+    const accumulate = observe?.kind === "all" || (observe?.kind === "window" && observe.queries > 1 && this.observed && this.isCut);
+    return { bindings: {}, scalars: { accumulate: Number(accumulate) } };
+  }
+
+  private async run(graph: CompiledGraph, inputs: RunInputs, options: CheckedOptions, observing: boolean): Promise<void> {
     if (this.model.isDisposed) throw new DisposedError("This session's model");
-    const { ids, positions } = this.memory;
-    return this.during(() =>
-      graph.run({ symbols: symbols!, bindings: { ids, positions, cache: this.handle, ...bindings }, scalars: scalars ?? {} }, { signal: options.signal, threads: this.threads ?? this.model.threads }),
-    );
+    const { ids, positions } = this.memory, watch = observing && this.observe !== undefined;
+    const seen = watch ? this.observation() : undefined;
+    const once = (): Promise<void> =>
+      this.during(() =>
+        graph.run(
+          { symbols: inputs.symbols!, bindings: { ids, positions, cache: this.handle, ...inputs.bindings, ...seen?.bindings }, scalars: { ...inputs.scalars, ...seen?.scalars } },
+          { signal: options.signal, threads: this.settings.threads },
+        ),
+      );
+    try {
+      await once();
+    } catch (error) {
+      const { eviction, whenFull } = this.settings;
+      if (!(error instanceof OutOfMemoryError) || whenFull !== "evict" || !eviction || this.cached === 0) throw error;
+      const before = this.position;
+      await this.evict(eviction, options);
+      for (let i = 0; i < positions.length; i++) positions[i]! += this.position - before;
+      await once();
+    }
+    this.observed ||= watch;
   }
 }

@@ -1,9 +1,10 @@
+import type { CachePolicy } from "../cache/policy.js";
 import type { Drafter } from "../draft/drafter.js";
 import { AbortError, ArgumentError, BusyError, ContextOverflowError, invalidArgument } from "../errors.js";
 import { threadCount } from "../schedule.js";
 import { checkCallback, checkOptions, checkPrompt, isMessages, type CheckedOptions, type GenerateOptions, type Prompt } from "./options.js";
 import type { LanguageModel } from "./model.js";
-import { Sequence, type Drawn } from "./sequence.js";
+import { Sequence, type Drawn, type SequenceSettings } from "./sequence.js";
 import { draftNodes, Speculation, type DraftStatistics, type VerifiedDraft } from "./speculation.js";
 import { StopFilter } from "./text.js";
 
@@ -26,8 +27,13 @@ export interface SessionStatistics {
   readonly promptTokensPerSecond: number;
   /** Of all tokens but the first, which comes with the prompt. */
   readonly tokensPerSecond: number;
+  /** Tokens computed, evicted ones counted. */
   readonly cachedTokens: number;
+  /** Those that no layer and head holds any more, by the cache policy. */
+  readonly evictedTokens: number;
   readonly cacheBytes: number;
+  /** Of these, pages that other sessions hold too. */
+  readonly sharedBytes: number;
   /** Where the session drafts. */
   readonly draft: DraftStatistics | undefined;
   readonly finishReason: FinishReason | undefined;
@@ -37,6 +43,10 @@ export interface SessionStatistics {
 export interface SessionOptions {
   /** Cores to use; by default the model's. */
   readonly threads?: number | undefined;
+  /** What of the cache to keep, behind the prompt and while writing: snapKV({ budget: 512 }), streamingLlm({ budget: 1024 }) … */
+  readonly cache?: CachePolicy | undefined;
+  /** Where the model's cacheBytes are used up: "error" (default) throws OutOfMemoryError, "evict" applies the policy and goes on. */
+  readonly whenFull?: "error" | "evict" | undefined;
   /**
    * Guesses tokens ahead and verifies them together: tokenRecycling(), promptLookup() … The text is the same as without, with
    * any sampling options and the same seed.
@@ -53,7 +63,13 @@ const leastShared = 32;
 
 function checkSessionOptions(options: SessionOptions): SessionOptions {
   if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object", options);
-  const { draft, draftNodes: nodes, onDraft } = options;
+  const { cache, whenFull, draft, draftNodes: nodes, onDraft } = options;
+  if (cache !== undefined && typeof (cache as { allocate?: unknown } | null)?.allocate !== "function") throw invalidArgument("options.cache", "a cache policy such as snapKV({ budget: 512 })", cache);
+  if (whenFull !== undefined && whenFull !== "error" && whenFull !== "evict") throw invalidArgument("options.whenFull", "'error' or 'evict'", whenFull);
+  if (whenFull === "evict" && !cache) throw invalidArgument("options.whenFull", "a cache policy to evict by, in options.cache,", whenFull);
+  if (draft && cache?.when.decode && cache.observe.kind !== "none") {
+    throw new ArgumentError("options.draft", `Expected a cache policy that observes no attention while decoding, as drafted tokens give none, but received ${cache.name}: give it decode: false`);
+  }
   if (draft !== undefined && typeof (draft as { open?: unknown } | null)?.open !== "function") throw invalidArgument("options.draft", "a drafter such as tokenRecycling()", draft);
   if (nodes !== undefined && !(Number.isInteger(nodes) && nodes >= 1 && nodes <= draftNodes)) throw invalidArgument("options.draftNodes", `an integer from 1 to ${draftNodes}`, nodes);
   checkCallback("options.onDraft", onDraft);
@@ -64,6 +80,7 @@ function checkSessionOptions(options: SessionOptions): SessionOptions {
 export class Session implements Disposable {
   private sequence: Sequence;
   private readonly threads: number;
+  private readonly settings: SequenceSettings;
   private readonly speculation: Speculation | undefined;
   private busy = false;
   private readonly figures = { promptTokens: 0, generatedTokens: 0, promptMs: 0, generateMs: 0, finishReason: undefined as FinishReason | undefined, seed: undefined as number | undefined };
@@ -72,8 +89,9 @@ export class Session implements Disposable {
   constructor(private readonly model: LanguageModel, private readonly options: SessionOptions, sequence?: Sequence) {
     const { draft, draftNodes: nodes } = checkSessionOptions(options);
     this.threads = options.threads === undefined ? model.threads : threadCount(options.threads);
+    this.settings = { threads: this.threads, eviction: options.cache && model.eviction(options.cache), whenFull: options.whenFull };
     this.speculation = draft && new Speculation(model, draft, nodes, this.threads);
-    this.sequence = sequence ?? new Sequence(model, this.threads);
+    this.sequence = sequence ?? new Sequence(model, this.settings);
     model.sessions.add(this);
   }
 
@@ -108,11 +126,12 @@ export class Session implements Disposable {
 
   stats(): SessionStatistics {
     const { promptTokens, generatedTokens, promptMs, generateMs } = this.figures;
-    const bytes = this.isDisposed || this.busy ? 0 : this.sequence.cacheBytes;
+    const held = this.isDisposed || this.busy ? undefined : this.sequence.cacheStatistics;
     const rate = (tokens: number, ms: number): number => (ms > 0 ? (tokens / ms) * 1000 : 0);
     return {
       ...this.figures, promptTokensPerSecond: rate(promptTokens, promptMs), tokensPerSecond: rate(Math.max(0, generatedTokens - 1), generateMs),
-      cachedTokens: this.sequence.cached, cacheBytes: bytes, draft: this.speculation?.statistics(),
+      cachedTokens: this.sequence.cached, cacheBytes: held?.bytesHeld ?? 0, sharedBytes: held?.bytesShared ?? 0,
+      evictedTokens: held ? this.sequence.cached - held.tokens : 0, draft: this.speculation?.statistics(),
     };
   }
 
@@ -173,19 +192,19 @@ export class Session implements Disposable {
   private takeOver(ids: readonly number[]): readonly number[] {
     let best = leastShared - 1, from: Session | undefined;
     for (const other of this.model.sessions) {
-      if (other === this || other.busy) continue;
+      if (other === this || other.busy || !other.sequence.sharesPrefixes || !this.sequence.sharesPrefixes) continue;
       const common = Math.min(commonLength(ids, other.sequence.tokens), other.sequence.cached);
       if (common > best) [best, from] = [common, other];
     }
     if (!from) return ids;
     const empty = this.sequence;
-    this.sequence = from.sequence.fork(best);
+    this.sequence = from.sequence.fork(best, this.settings);
     empty.dispose();
     return ids.slice(best);
   }
 
   private checkLength(tokens: number): void {
-    if (tokens > this.model.contextLength) {
+    if (tokens > this.model.contextLength && !this.options.cache?.rerotate) {
       throw new ContextOverflowError(`The prompt makes ${tokens} tokens but the context holds ${this.model.contextLength}: shorten it, or reset() the session`);
     }
   }
@@ -249,15 +268,17 @@ export class Session implements Disposable {
       figures.promptTokens += count;
       figures.promptMs += performance.now() - started;
       options.onProgress?.({ stage: "prompt", loaded: figures.promptTokens, total: figures.promptTokens });
+      await sequence.evictIfDue("prefill", options);
       return drawn;
     }
+    await sequence.evictIfDue("decode", options);
     const drawn = speculation ? await this.speculate(speculation, options) : await sequence.step(options);
     figures.generateMs += performance.now() - started;
     return drawn;
   }
 
   private async speculate(speculation: Speculation, options: CheckedOptions): Promise<readonly Drawn[]> {
-    const { sequence } = this, { proposed, tree } = await speculation.propose(sequence.tokens, Math.max(0, sequence.room));
+    const { sequence } = this, { proposed, tree } = await speculation.propose(sequence.tokens, sequence.draftDepth(draftNodes));
     const started = performance.now(), { topTokens } = speculation.state;
     const draft = await sequence.draftStep(tree, options, topTokens);
     speculation.learn(proposed, draft, performance.now() - started);

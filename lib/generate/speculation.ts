@@ -125,7 +125,7 @@ const measuredNodes = [1, 2, 4, 8, 12, 16, 24, 32, 48, draftNodes], measuredPast
 
 /** Best of a few steps over trees of some sizes, straight lines in between. */
 export async function measureDraftCosts(model: LanguageModel, threads: number): Promise<Float64Array> {
-  using sequence = new Sequence(model, threads);
+  using sequence = new Sequence(model, { threads });
   const options = checkOptions({ temperature: 0, seed: 0 });
   for (let i = 0; i < Math.min(measuredPast, model.contextLength - 2); i++) sequence.tokens.push(i % model.config.vocabulary);
   await sequence.step(options);

@@ -1,9 +1,11 @@
+import { observedSums, type Observation } from "../cache/policy.js";
 import { compileInSlices, type CompiledGraph } from "../graph/compile.js";
 import { Graph, type Scalar } from "../graph/graph.js";
 import type { Symbolic } from "../graph/dims.js";
 import type { Value } from "../graph/value.js";
 import { add, convert, gatedActivation, softcap } from "../ops/activation.js";
 import { cacheAppend, cachedAttention } from "../ops/cache.js";
+import { cacheObserve, queryStatistics, statisticsOfLayer, statisticsWidth } from "../ops/cache-policy.js";
 import { treeMask, verifyTree } from "../ops/draft.js";
 import { embedding, gatherRows } from "../ops/embedding.js";
 import { matmul } from "../ops/matmul.js";
@@ -126,12 +128,25 @@ function samplerScalars(graph: Graph): SampleParameters {
   };
 }
 
+/** What a cache policy learns from attention: see lib/cache/policy.ts. */
+interface AttentionObserver {
+  /** Called with queries before RoPE. */
+  query?(query: Value, layer: number): void;
+  readonly columnSums?: { readonly queries: number; readonly keys: number };
+  sums(columnSums: Value, cache: Value, layer: number): void;
+}
+
+interface AttentionExtras {
+  readonly tree: Value | undefined;
+  readonly observer: AttentionObserver | undefined;
+}
+
 /** Builds the graphs of one decoder over shared weights. */
 export class DecoderGraphs {
   constructor(private readonly decoder: Decoder, private readonly contextLength: number) {}
 
   /** Hidden states of n new tokens; their keys and values go to the cache. */
-  private async body(graph: Graph, n: Symbolic, slicer: Slicer, tree?: (graph: Graph) => Value): Promise<{ hidden: Value; ids: Value; cache: Value; positions: Value }> {
+  private async body(graph: Graph, n: Symbolic, slicer: Slicer, options: { readonly tree?: () => Value; readonly observe?: Observation | undefined } = {}): Promise<{ hidden: Value; ids: Value; cache: Value; positions: Value }> {
     const { config, layers } = this.decoder;
     await slicer.pause();
     const ids = graph.binding("ids", "i32", [n]), positions = graph.binding("positions", "i32", [n]), cache = graph.binding("cache", "cache", []);
@@ -142,12 +157,12 @@ export class DecoderGraphs {
       return table;
     };
     for (const layer of config.layers) tableFor(layer.rope);
-    const treeMask = tree?.(graph);
+    const extras: AttentionExtras = { tree: options.tree?.(), observer: options.observe && this.observer(graph, options.observe, n) };
     let hidden = embedding(graph.weight("embedding", this.decoder.embedding), ids, { scale: config.embeddingScale });
     for (const [index, layer] of layers.entries()) {
       if (slicer.due) await slicer.pause();
       hidden = graph.scope(`layer${index}`, () => {
-        const attended = this.attention(graph, layer, index, hidden, cache, tableFor(config.layers[index]!.rope), treeMask);
+        const attended = this.attention(graph, layer, index, hidden, cache, tableFor(config.layers[index]!.rope), extras);
         return this.feedForward(graph, layer, attended);
       });
     }
@@ -186,7 +201,7 @@ export class DecoderGraphs {
     return add(x, this.norm(graph, `${name}.postNorm`, projected, postNorm, "f32"), { name: `${name}.residual` });
   }
 
-  private attention(graph: Graph, layer: Layer, index: number, x: Value, cache: Value, table: Value, tree: Value | undefined): Value {
+  private attention(graph: Graph, layer: Layer, index: number, x: Value, cache: Value, table: Value, { tree, observer }: AttentionExtras): Value {
     const { heads, kvHeads, headDim, attentionScale, attentionSoftcap, normEpsilon, normOffset, layers } = this.decoder.config;
     const normed = new Rows((as) => this.norm(graph, "attentionNorm", x, layer.attentionNorm, as));
     const all = this.project(graph, "queryKeyValue", normed, layer.queryKeyValue);
@@ -196,10 +211,13 @@ export class DecoderGraphs {
     if (layer.queryNorm) query = headNorm(query, this.vector(graph, "queryNorm", layer.queryNorm), options);
     if (layer.keyNorm) key = headNorm(key, this.vector(graph, "keyNorm", layer.keyNorm), options);
     const { style } = layers[index]!.rope;
+    observer?.query?.(query, index);
     query = rope(query, table, style, "queryRope");
     key = rope(key, table, style, "keyRope");
     cacheAppend(key, value, cache, index);
-    const { out: attended } = cachedAttention(query, cache, { layer: index, scale: attentionScale, window: layers[index]!.window, softcap: attentionSoftcap, tree });
+    const { window } = layers[index]!, columnSums = window ? undefined : observer?.columnSums;
+    const { out: attended, columnSums: sums } = cachedAttention(query, cache, { layer: index, scale: attentionScale, window, softcap: attentionSoftcap, tree, columnSums });
+    if (sums) observer!.sums(sums, cache, index);
     return this.addProjection(graph, "attentionOutput", x, Rows.of(attended.join()), layer.attentionOutput, layer.attentionPostNorm);
   }
 
@@ -217,17 +235,30 @@ export class DecoderGraphs {
     return config.logitSoftcap === undefined ? logits : softcap(logits, config.logitSoftcap);
   }
 
+  /** What attention is to leave behind for a cache policy. Runs give the scalar "accumulate", "skip" and the binding "statistics" where it needs them. */
+  private observer(graph: Graph, observe: Observation, n: Symbolic): AttentionObserver | undefined {
+    const { heads, kvHeads, headDim, layers } = this.decoder.config;
+    if (observe.kind === "queries") {
+      const statistics = graph.binding("statistics", "f32", [layers.length, heads, statisticsWidth(headDim)]), skip = graph.scalar("skip");
+      return { query: (query, layer) => queryStatistics(query, statisticsOfLayer(statistics, layer), { skip }), sums: () => undefined };
+    }
+    const wanted = observedSums(observe, { heads, kvHeads });
+    if (!wanted) return undefined;
+    const keys = this.contextLength + 2 * n.max, accumulate = graph.scalar("accumulate");
+    return { columnSums: { queries: wanted.queries, keys }, sums: (sums, cache, layer) => cacheObserve(sums, cache, { layer, scale: wanted.scale, accumulate }) };
+  }
+
   /** ids, positions → the cache only: all of a prompt but its last piece. */
-  async prefill(most: number): Promise<CompiledGraph> {
+  async prefill(most: number, observe?: Observation): Promise<CompiledGraph> {
     const slicer = new Slicer(), graph = new Graph("prefill"), n = graph.symbol("n", most);
-    const { cache, positions } = await this.body(graph, n, slicer);
+    const { cache, positions } = await this.body(graph, n, slicer, { observe });
     return compileInSlices(graph, { cache: { binding: cache, newTokens: n, positions } }, slicer);
   }
 
   /** ids, positions, history → the cache, and the token drawn behind the last one. */
-  async generate(most: number, historyMost: number): Promise<CompiledGraph> {
+  async generate(most: number, historyMost: number, observe?: Observation): Promise<CompiledGraph> {
     const slicer = new Slicer(), graph = new Graph("generate"), n = graph.symbol("n", most), h = graph.symbol("history", historyMost);
-    const { hidden, cache, positions } = await this.body(graph, n, slicer);
+    const { hidden, cache, positions } = await this.body(graph, n, slicer, { observe });
     const last = graph.binding("last", "i32", [1]), history = graph.binding("history", "i32", [h]);
     const token = graph.binding("token", "i32", [1]), probability = graph.binding("logProb", "f32", [1]);
     sample(this.logits(graph, gatherRows(hidden, last)), history, { token, logProb: probability }, samplerScalars(graph));
@@ -241,7 +272,7 @@ export class DecoderGraphs {
   async draft(most: number, historyMost: number, top: number): Promise<CompiledGraph> {
     const slicer = new Slicer(), graph = new Graph("draft"), n = graph.symbol("n", most), h = graph.symbol("history", historyMost);
     const parents = graph.binding("parents", "i32", [n]);
-    const { hidden, ids, cache, positions } = await this.body(graph, n, slicer, () => treeMask(parents, { words: Math.ceil(most / 32), past: 0 }).bits);
+    const { hidden, ids, cache, positions } = await this.body(graph, n, slicer, { tree: () => treeMask(parents, { words: Math.ceil(most / 32), past: 0 }).bits });
     const logits = this.logits(graph, hidden), history = graph.binding("history", "i32", [h]);
     const path = graph.binding("path", "i32", [n]), accepted = graph.binding("accepted", "i32", [n]), count = graph.binding("count", "i32", [1]);
     const into = { path, accepted, count, logProb: graph.binding("logProb", "f32", [n]) };

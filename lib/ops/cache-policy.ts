@@ -1,6 +1,6 @@
 import { ShapeError } from "../errors.js";
 import { dimMax, type Dim } from "../graph/dims.js";
-import type { Graph, Parameter } from "../graph/graph.js";
+import type { Graph, Parameter, Scalar } from "../graph/graph.js";
 import { Value } from "../graph/value.js";
 import { expectRank, expectType, fixedDim } from "./check.js";
 
@@ -28,11 +28,11 @@ function scored(op: string, { cache, layer, kvHeads, tokens }: CachedTokens, inp
  * Keeps attention's column sums f32 `[heads, keys]` in the cache, beside the tokens: summed over the query heads of each
  * key/value head, times `scale`; `accumulate` adds them to what is there. Behind cachedAttention of the same step.
  */
-export function cacheObserve(columnSums: Value, cache: Value, options: { readonly layer: number; readonly scale: number; readonly accumulate: boolean }): void {
+export function cacheObserve(columnSums: Value, cache: Value, options: { readonly layer: number; readonly scale: number; readonly accumulate: boolean | Scalar }): void {
   expectRank("cacheObserve", "columnSums", columnSums, 2);
   expectType("cacheObserve", "cache", cache, "cache");
   const { layer, scale, accumulate } = options;
-  cache.graph.add("cacheObserve", { inputs: { columnSums, cache }, outputs: {}, parameters: { layer, scale, accumulate: accumulate ? 1 : 0 } });
+  cache.graph.add("cacheObserve", { inputs: { columnSums, cache }, outputs: {}, parameters: { layer, scale, accumulate: typeof accumulate === "boolean" ? Number(accumulate) : accumulate } });
 }
 
 /** What the tokens of a layer were given by cacheObserve → f32 `[kvHeads, tokens]`; `seen` divides by seen − position. */
