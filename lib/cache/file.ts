@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import { open, rename, rm } from "node:fs/promises";
 import { ModelFormatError } from "../errors.js";
 import { callNative, fromNative, native, type NativeHandle } from "../native.js";
-import type { KvCache, KvCacheShape } from "./kv-cache.js";
+import type { KvCacheShape } from "./kv-cache.js";
 
 // A cache on disk: magic and version (u32 each), length of the header (u32), header (JSON), then each layer's bytes and the
 // query statistics, little-endian, at the header's sizes, each with its SHA-256.
@@ -15,6 +15,14 @@ export interface SavedCache extends KvCacheShape {
   readonly heads: number;
   readonly observing: boolean;
   readonly evicted: number;
+  /** What the owner of the cache adds, as JSON. */
+  readonly extra?: Readonly<Record<string, unknown>> | undefined;
+}
+
+/** Who holds a cache that is read from a file. */
+export interface CacheOwner extends Disposable {
+  readonly handle: NativeHandle;
+  restoreStatistics(statistics: Float32Array): void;
 }
 
 interface Part {
@@ -54,7 +62,7 @@ export async function saveCache(path: string, cache: NativeHandle, saved: SavedC
 }
 
 /** Reads layer by layer into the cache that `make` makes; it is disposed of where the file turns out damaged. */
-export async function loadCache(path: string, make: (saved: SavedCache) => KvCache): Promise<KvCache> {
+export async function loadCache<Owner extends CacheOwner>(path: string, make: (saved: SavedCache) => Owner): Promise<Owner> {
   await using file = await open(path, "r");
   const damaged = (what: string, offset: number): ModelFormatError => new ModelFormatError(`The saved cache is damaged: ${what}`, { offset, file: path });
   const read = async (bytes: number, offset: number): Promise<Uint8Array> => {
@@ -69,7 +77,7 @@ export async function loadCache(path: string, make: (saved: SavedCache) => KvCac
   if (ofVersion !== version) throw new ModelFormatError(`The saved cache is of version ${ofVersion}, this package reads ${version}`, { offset: 4, file: path });
   if (headerBytes > mostHeaderBytes) throw damaged(`a header of ${headerBytes} bytes`, 8);
   const { saved, parts, hasStatistics } = parseHeader(await read(headerBytes, 12), (what) => damaged(what, 12));
-  let offset = 12 + headerBytes, cache: KvCache | undefined;
+  let offset = 12 + headerBytes, cache: Owner | undefined;
   try {
     const part = async (i: number): Promise<Uint8Array> => {
       const { bytes, sha256: wanted } = parts[i]!, data = await read(bytes, offset);
@@ -87,7 +95,7 @@ export async function loadCache(path: string, make: (saved: SavedCache) => KvCac
     if (hasStatistics) cache.restoreStatistics(new Float32Array((await part(saved.layers)).buffer));
     return cache;
   } catch (error) {
-    cache?.dispose();
+    cache?.[Symbol.dispose]();
     throw error;
   }
 }
@@ -104,7 +112,7 @@ function parseHeader(bytes: Uint8Array, damaged: (what: string) => ModelFormatEr
   const sizes = [saved.layers, saved.kvHeads, saved.headDim, saved.heads];
   const sound =
     sizes.every((size) => Number.isSafeInteger(size) && size >= 1 && size <= 65536) && ["f32", "f16", "bf16", "int8", "int4"].includes(saved.type) &&
-    typeof saved.observing === "boolean" && Number.isSafeInteger(saved.evicted) && typeof statistics === "boolean" && saved.heads % saved.kvHeads === 0 &&
+    typeof saved.observing === "boolean" && Number.isSafeInteger(saved.evicted) && typeof statistics === "boolean" && (saved.extra === undefined || (typeof saved.extra === "object" && saved.extra !== null)) && saved.heads % saved.kvHeads === 0 &&
     Array.isArray(parts) && parts.length === saved.layers + (statistics ? 1 : 0) &&
     parts.every((part: Partial<Part> | null) => Number.isSafeInteger(part?.bytes) && part!.bytes! >= 0 && typeof part!.sha256 === "string");
   if (!sound) throw damaged("its header lacks a field or has a wrong one");

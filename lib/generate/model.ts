@@ -93,6 +93,8 @@ export class LanguageModel implements Disposable {
   /** Bytes of packed weights. */
   readonly weightBytes: number;
   readonly loadMs: number;
+  /** Element type of cached keys and values. */
+  readonly cacheType: CacheType;
   /** @internal */
   readonly graphs: ModelGraphs;
   /** @internal */
@@ -115,7 +117,8 @@ export class LanguageModel implements Disposable {
     this.loadMs = loadMs;
     this.loader = loader;
     this.graphs = graphs;
-    this.pool = callNative(() => native.createPool(config.layers.length, config.kvHeads, config.headDim, dtypeCode[cacheElements[options.cacheType ?? "f16"]], options.cacheBytes ?? 0));
+    this.cacheType = options.cacheType ?? "f16";
+    this.pool = callNative(() => native.createPool(config.layers.length, config.kvHeads, config.headDim, dtypeCode[cacheElements[this.cacheType]], options.cacheBytes ?? 0));
   }
   private readonly loader: WeightLoader;
   private readonly evictions = new Map<CachePolicy, Eviction>();
@@ -138,6 +141,28 @@ export class LanguageModel implements Disposable {
   session(options: SessionOptions = {}): Session {
     this.check();
     return new Session(this, options);
+  }
+
+  /**
+   * A session that session.save() wrote, with the options of a new one. Throws ModelFormatError for damaged files and those of another
+   * version, ArgumentError for those of another model or another kind of cache policy.
+   */
+  async restore(path: string, options: SessionOptions = {}): Promise<Session> {
+    if (typeof path !== "string" || path === "") throw invalidArgument("path", "a file path", path);
+    const session = this.session(options);
+    try {
+      await session.restore(path);
+      return session;
+    } catch (error) {
+      session.dispose();
+      throw error;
+    }
+  }
+
+  /** What tells this model from others: its shape and the size of its packed weights. @internal */
+  get fingerprint(): string {
+    const { architecture, vocabulary, layers, heads, kvHeads, headDim } = this.config;
+    return [architecture, this.name, vocabulary, layers.length, heads, kvHeads, headDim, this.cacheType].join("/");
   }
 
   /** A policy compiled for this model. @internal */

@@ -1,8 +1,9 @@
 import type { Eviction } from "../cache/eviction.js";
+import { loadCache, saveCache } from "../cache/file.js";
 import type { Observation } from "../cache/policy.js";
 import type { TopTokens } from "../draft/drafter.js";
 import { DraftTree } from "../draft/tree.js";
-import { ContextOverflowError, DisposedError, OutOfMemoryError } from "../errors.js";
+import { ArgumentError, ContextOverflowError, DisposedError, ModelFormatError, OutOfMemoryError } from "../errors.js";
 import type { CompiledGraph, RunInputs } from "../graph/compile.js";
 import { callNative, native, type CacheStatistics, type NativeHandle } from "../native.js";
 import { statisticsWidth } from "../ops/cache-policy.js";
@@ -25,6 +26,15 @@ export interface SequenceSettings {
   readonly eviction?: Eviction | undefined;
   /** Where the pool is full: evict and go on, or fail. */
   readonly whenFull?: "evict" | "error" | undefined;
+}
+
+interface SavedSequence {
+  readonly model: string;
+  readonly tokens: readonly number[];
+  readonly cached: number;
+  readonly position: number;
+  readonly sinceEviction?: number;
+  readonly observed: boolean;
 }
 
 /** The memory of one step, reused by all steps of a sequence. */
@@ -70,7 +80,7 @@ export class Sequence extends NativeResource {
   constructor(private readonly model: LanguageModel, private readonly settings: SequenceSettings, handle: NativeHandle = callNative(() => native.createCache(model.pool))) {
     super("This session", handle);
     const { observe } = this, { layers, heads, headDim } = model.config;
-    if (observe?.kind === "window" || observe?.kind === "all") callNative(() => native.observeCache(handle));
+    if (this.observesSums) callNative(() => native.observeCache(handle));
     if (observe?.kind === "queries") this.statistics = new Float32Array(layers.length * heads * statisticsWidth(headDim));
   }
 
@@ -100,6 +110,43 @@ export class Sequence extends NativeResource {
     copy.observed = this.observed;
     if (this.statistics) copy.statistics?.set(this.statistics);
     return copy;
+  }
+
+  /** Writes tokens and cache to a file, for restore(). */
+  save(path: string): Promise<void> {
+    const { tokens, cached, position, sinceEviction, observed, model } = this, { layers, heads, kvHeads, headDim } = model.config;
+    const extra = { model: model.fingerprint, tokens, cached, position, sinceEviction, observed };
+    const saved = { layers: layers.length, heads, kvHeads, headDim, type: model.cacheType, observing: this.observesSums, evicted: cached - this.cacheStatistics.tokens, extra };
+    return this.during(() => saveCache(path, this.handle, saved, this.statistics));
+  }
+
+  /** What save() wrote, for the same model and the same kind of policy. */
+  static restore(path: string, model: LanguageModel, settings: SequenceSettings): Promise<Sequence> {
+    return loadCache(path, ({ extra, observing }) => {
+      const state = extra as unknown as SavedSequence | undefined, size = model.config.vocabulary;
+      const whole = (value: unknown, most: number): boolean => Number.isSafeInteger(value) && (value as number) >= 0 && (value as number) <= most;
+      const sound = Array.isArray(state?.tokens) && state.tokens.every((token) => whole(token, size - 1)) && whole(state.cached, state.tokens.length) && whole(state.position, state.cached) &&
+        (state.sinceEviction === undefined || whole(state.sinceEviction, state.cached)) && typeof state.observed === "boolean";
+      if (!sound) throw new ModelFormatError("This file holds a cache but no session", { offset: 12, file: path });
+      if (state.model !== model.fingerprint) throw new ArgumentError("path", `Expected a session of this model for path but it was saved by another: ${state.model} instead of ${model.fingerprint}`);
+      const sequence = new Sequence(model, settings);
+      if (sequence.observesSums !== observing) {
+        sequence.dispose();
+        throw new ArgumentError("options.cache", `Expected a cache policy that observes attention ${observing ? "as that of the saved session" : "no more than that of the saved session"} does`);
+      }
+      for (const token of state.tokens) sequence.tokens.push(token);
+      const { cached, position, sinceEviction, observed } = state;
+      return Object.assign(sequence, { cached, position, sinceEviction, observed });
+    });
+  }
+
+  /** @internal */
+  restoreStatistics(statistics: Float32Array): void {
+    this.statistics?.set(statistics.subarray(0, this.statistics.length));
+  }
+
+  private get observesSums(): boolean {
+    return this.observe?.kind === "window" || this.observe?.kind === "all";
   }
 
   get cacheStatistics(): CacheStatistics {
@@ -151,17 +198,24 @@ export class Sequence extends NativeResource {
     if (this.cached === this.tokens.length) this.keepLogits();
     const { observe } = this, window = observe?.kind === "window" ? observe.queries : 1;
     for (;;) {
-      const left = this.tokens.length - this.cached;
-      if (left <= (rest ?? chunkTokens)) break;
+      const left = this.tokens.length - this.cached, most = await this.mostOf(left, options);
+      if (left <= (rest ?? most)) break;
       // What a window of queries observes must lie in one step.
-      const count = Math.min(chunkTokens, left - Math.min(rest ?? window, chunkTokens));
-      await this.makeRoom(count, options);
+      const count = Math.min(most, left - Math.min(rest ?? window, most));
       this.fill(count);
       await this.run(await this.model.graphs.prefill(observe?.kind === "window" ? undefined : observe), { symbols: { n: count }, bindings: {} }, options, observe?.kind !== "window");
       this.advance(count);
       computed(count);
     }
-    await this.makeRoom(this.tokens.length - this.cached, options);
+  }
+
+  /** How many of the tokens that are left the next step may take. Evicts where positions run out and the policy can give them back. */
+  private async mostOf(left: number, options: CheckedOptions): Promise<number> {
+    const { eviction } = this.settings, { contextLength } = this.model;
+    if (!eviction?.policy.rerotate) return chunkTokens;
+    if (this.cached > 0 && this.position + Math.min(left, chunkTokens) > contextLength) await this.evict(eviction, options);
+    if (this.position >= contextLength) throw new ContextOverflowError(`The cache policy keeps ${this.position} tokens and the context holds ${contextLength}: give it a smaller budget`);
+    return Math.min(chunkTokens, contextLength - this.position);
   }
 
   /** Gives back the last computed token, for its logits. */
@@ -248,12 +302,6 @@ export class Sequence extends NativeResource {
   /** How many tokens the context still has room for, behind those that are there. */
   get room(): number {
     return this.model.contextLength - this.position - (this.tokens.length - this.cached);
-  }
-
-  /** Before a chunk of a text longer than the context: evicts, where the policy makes room by it. */
-  private async makeRoom(count: number, options: CheckedOptions): Promise<void> {
-    const { eviction } = this.settings;
-    if (eviction?.policy.rerotate && this.position + count > this.model.contextLength) await this.evict(eviction, options);
   }
 
   private checkRoom(): void {

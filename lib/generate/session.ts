@@ -141,6 +141,25 @@ export class Session implements Disposable {
     return new Session(this.model, this.options, this.sequence.fork());
   }
 
+  /** Writes text and cache to a file, for model.restore(): versioned, with checksums. An existing file is replaced whole or not at all. */
+  async save(path: string): Promise<void> {
+    if (typeof path !== "string" || path === "") throw invalidArgument("path", "a file path", path);
+    if (this.busy) throw new BusyError("This session");
+    this.busy = true;
+    try {
+      await this.sequence.save(path);
+    } finally {
+      this.busy = false;
+    }
+  }
+
+  /** @internal Called by LanguageModel.restore(). */
+  async restore(path: string): Promise<void> {
+    const empty = this.sequence;
+    this.sequence = await Sequence.restore(path, this.model, this.settings);
+    empty.dispose();
+  }
+
   /** Forgets everything; the cache's memory is returned. */
   reset(): void {
     if (this.busy) throw new BusyError("This session");
@@ -263,12 +282,14 @@ export class Session implements Disposable {
   private async step(options: CheckedOptions): Promise<readonly Drawn[]> {
     const { figures, sequence, speculation } = this, started = performance.now();
     if (figures.generatedTokens === 0) {
-      const count = sequence.tokens.length - sequence.cached, drawn = await sequence.step(options);
+      const count = sequence.tokens.length - sequence.cached, goesOn = figures.promptTokens + count === 1;
+      if (goesOn) await sequence.evictIfDue("decode", options);
+      const drawn = await sequence.step(options);
       // The first step computes the end of the prompt: it counts as prompt time, as in other engines.
       figures.promptTokens += count;
       figures.promptMs += performance.now() - started;
       options.onProgress?.({ stage: "prompt", loaded: figures.promptTokens, total: figures.promptTokens });
-      await sequence.evictIfDue("prefill", options);
+      if (!goesOn) await sequence.evictIfDue("prefill", options);
       return drawn;
     }
     await sequence.evictIfDue("decode", options);
