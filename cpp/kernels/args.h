@@ -91,6 +91,19 @@ struct QueryStatisticsArgs { View query, statistics; double skip; };
 // behind a head's length; μ, Σ of the statistics, rotated by rotation [rotaryDim] = mean cosines | mean sines.
 struct CacheExpectedLogitsArgs { View statistics, rotation, cache, out; double layer, interleaved, scale, sinks, covariance; };
 
+// ---- cache_method.cpp
+// Rows of x [rows, n] as cache pages keep them, see KvLayout. bits 8: q [rows, n] signed bytes, scale [rows, 1]; bits 4: q [rows,
+// ⌈n / 2⌉] two a byte, low half first, scale and minimum [rows, ⌈n / 32⌉]. q u8; dequantized [rows, n].
+struct QuantizeRowsArgs { View x, q, scale, minimum, dequantized; double bits; };
+// key, value [heads, tokens, headDim], kept u8 [heads, tokens]; out = value with each token that is not kept merged into the
+// kept one of the closest key (cosine c ≥ threshold, equal ones by lowest index), at weight max(c, 0) ‖v_e‖ / (‖v_e‖ + ‖v_t‖ + 1e-6).
+struct MergeEvictedArgs { View key, value, kept, out; double threshold; };
+// query [heads, tokens, headDim], key [kvHeads, tokens, headDim]; out [1, blocks]: Σ over query blocks m (causal: m ≥ n) of the
+// maximum in block (m, n) of Σ_heads max(0, scale · q·k) / heads; symmetric: and of the blocks (n, m), m < n.
+struct BlockRelevanceArgs { View query, key, out; double blockSize, causal, symmetric, scale; };
+// kept u8 [n] = scores [n] ≥ threshold; ofMean: ≥ their mean.
+struct KeepAboveArgs { View scores, kept; double threshold, ofMean; };
+
 // ---- cache_rotate.cpp
 // Rotates the keys of one layer to dense positions, t = slot + (longest head of the cache − the head's length), and sets them.
 // frequencies as in ropeTable. Pages that change must be this cache's own: see KvCache::prepareKeep.

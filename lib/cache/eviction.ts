@@ -1,28 +1,23 @@
 import { invalidArgument } from "../errors.js";
 import { compile, type CompiledGraph } from "../graph/compile.js";
 import { Graph } from "../graph/graph.js";
-import { callNative, dtypeCode, native, type Bytes, type NativeHandle } from "../native.js";
-import { cacheRotate, keepTop, statisticsOfLayer, statisticsWidth } from "../ops/cache-policy.js";
-import { ropeFrequencies, type RopeConfig } from "../ops/rope.js";
+import { callNative, dtypeCode, native, type NativeHandle } from "../native.js";
+import { cacheRotate, keepTop } from "../ops/cache-policy.js";
+import { ropeFrequencies } from "../ops/rope.js";
 import { schedule, type RunOptions } from "../schedule.js";
 import type { CachePolicy, Observation } from "./policy.js";
+import { layerPolicies, Scoring, type ScoringShape } from "./scoring.js";
+import { cacheTypes } from "./types.js";
 
 /** Tokens of a page: while decoding, eviction waits until a page's worth is beyond the budget. */
 const pageTokens = 32;
 
-export interface EvictionShape {
-  readonly layers: number;
-  readonly kvHeads: number;
-  readonly heads: number;
-  readonly headDim: number;
+/** Policies that rotate keys, or foresee queries, need `rope`. */
+export interface EvictionShape extends ScoringShape {
   /** Of any head when it is cut. */
   readonly mostTokens: number;
   /** Layers with a sliding window keep exactly what it shows, their last `window` tokens, whatever the policy; undefined or 0: full attention. */
   readonly windows?: readonly (number | undefined)[];
-  /** Each layer's rotary embedding: policies with `rerotate` need it. */
-  readonly rope?: readonly RopeConfig[];
-  /** Of the model, for embeddings that depend on it. */
-  readonly contextLength?: number;
 }
 
 /**
@@ -33,14 +28,14 @@ export class Eviction implements Disposable {
   /** What the model's graphs have to keep in the cache for this policy. */
   readonly observe: Observation;
   private readonly layers: readonly CachePolicy[];
-  private readonly selection: CompiledGraph | undefined;
+  private readonly selection: { readonly graph: CompiledGraph; readonly scoring: Scoring } | undefined;
   private readonly rotation: CompiledGraph | undefined;
 
   constructor(readonly policy: CachePolicy, private readonly shape: EvictionShape) {
     this.observe = policy.observe;
-    this.layers = Array.from({ length: shape.layers }, (_, layer) => policy.layerPolicy?.(layer, shape.layers) ?? policy);
+    this.layers = layerPolicies(policy, shape.layers);
     if (policy.rerotate && shape.rope?.length !== shape.layers) throw invalidArgument("shape.rope", `the rotary embedding of each of ${shape.layers} layers, which ${policy.name} rotates keys by,`, shape.rope);
-    this.selection = this.selectionGraph();
+    this.selection = policy.quantize?.alone ? undefined : this.selectionGraph();
     this.rotation = policy.rerotate ? rotationGraph(shape) : undefined;
   }
 
@@ -59,6 +54,7 @@ export class Eviction implements Disposable {
   due(tokens: number, phase: "prefill" | "decode", appended = 1): boolean {
     const { policy } = this;
     if (policy.quantize && this.crosses(tokens - policy.quantize.recent, phase === "prefill" ? tokens : appended)) return true;
+    if (!this.selection) return false;
     const all = this.budgets(tokens), budgets = this.ruled().map((layer) => all[layer]!);
     if (phase === "prefill") return budgets.some((budget) => budget < tokens);
     return policy.when.decode && tokens >= Math.max(...budgets) + pageTokens;
@@ -76,18 +72,18 @@ export class Eviction implements Disposable {
         const { first, last } = this.window(layer) ? { first: 0, last: 0 } : this.layers[layer]!.protect(budget);
         Object.assign(scalars, { [`budget${layer}`]: budget, [`first${layer}`]: first, [`last${layer}`]: last });
       }
-      const bindings: Record<string, Bytes | NativeHandle> = { cache, kept: new Uint8Array(layers * kvHeads * held.tokens) };
-      if (this.observe.kind === "queries") bindings["statistics"] = statistics!;
-      await this.selection.run({ symbols: { tokens: held.tokens }, bindings, scalars }, { signal, threads });
+      const { graph, scoring } = this.selection, kept = new Uint8Array(layers * kvHeads * held.tokens);
+      const bindings = { cache, kept, ...scoring.bindings(held.nextPosition, statistics) };
+      await graph.run({ symbols: { tokens: held.tokens }, bindings, scalars }, { signal, threads });
     }
     // What was selected is to be finished: a cache between the two steps would have gaps in its positions.
     await this.rotation?.run({ bindings: { cache } }, { threads });
     const { quantize } = this.policy;
-    if (quantize) await schedule(() => native.requantizeCache(cache, quantize.recent, dtypeCode[quantize.type === "int8" ? "i8" : "i4"]), { threads });
+    if (quantize) await schedule(() => native.requantizeCache(cache, quantize.recent, dtypeCode[cacheTypes[quantize.type]]), { threads });
   }
 
   dispose(): void {
-    this.selection?.dispose();
+    this.selection?.graph.dispose();
     this.rotation?.dispose();
   }
 
@@ -116,20 +112,19 @@ export class Eviction implements Disposable {
     return full.length > 0 ? full : all;
   }
 
-  private selectionGraph(): CompiledGraph | undefined {
-    const { layers, kvHeads, heads, headDim, mostTokens } = this.shape;
+  private selectionGraph(): { readonly graph: CompiledGraph; readonly scoring: Scoring } {
+    const { layers, kvHeads, mostTokens } = this.shape;
     const graph = new Graph(`evict ${this.policy.name}`);
-    const cache = graph.binding("cache", "cache", []), tokens = graph.symbol("tokens", mostTokens), seen = graph.scalar("seen");
+    const tokens = graph.symbol("tokens", mostTokens), scoring = new Scoring(graph, this.policy, this.shape, tokens, graph.scalar("seen")), { cache } = scoring;
     const kept = graph.binding("kept", "u8", [{ symbol: tokens, multiply: layers * kvHeads, add: 0 }]);
-    const statistics = this.observe.kind === "queries" ? graph.binding("statistics", "f32", [layers, heads, statisticsWidth(headDim)]) : undefined;
     for (const [layer, policy] of this.layers.entries()) {
       graph.scope(`layer${layer}`, () => {
-        const score = this.window(layer) ? undefined : policy.score?.({ cache, layer, layers, heads, kvHeads, headDim, tokens, seen, statistics: statistics && statisticsOfLayer(statistics, layer), rope: this.shape.rope?.[layer] });
+        const score = this.window(layer) ? undefined : scoring.score(layer);
         const [budget, first, last] = ["budget", "first", "last"].map((name) => graph.scalar(`${name}${layer}`));
         keepTop(score, kept, { cache, layer, tokens, budget: budget!, first, last, acrossHeads: score && policy.acrossHeads });
       });
     }
-    return compile(graph, { cache: { binding: cache, kept: { mask: kept, tokens, dense: this.policy.rerotate } } });
+    return { graph: compile(graph, { cache: { binding: cache, kept: { mask: kept, tokens, dense: this.policy.rerotate } } }), scoring };
   }
 }
 

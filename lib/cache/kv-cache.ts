@@ -1,5 +1,6 @@
 import { ArgumentError, invalidArgument } from "../errors.js";
 import { compile, type CompiledGraph } from "../graph/compile.js";
+import { expectTensor } from "../graph/evaluate.js";
 import { Graph } from "../graph/graph.js";
 import type { Value } from "../graph/value.js";
 import { callNative, dtypeCode, native, type Bytes, type CacheStatistics, type NativeHandle } from "../native.js";
@@ -10,13 +11,11 @@ import { NativeResource } from "../resource.js";
 import { schedule, type RunOptions } from "../schedule.js";
 import { tensor, Tensor } from "../tensor.js";
 import { Eviction, rotationGraph } from "./eviction.js";
+import { Scoring, type ScoringShape } from "./scoring.js";
+import type { PromptFilter } from "./gemfilter.js";
 import { loadCache, saveCache } from "./file.js";
+import { cacheTypes, type CacheType } from "./types.js";
 import { checkChoice, checkInteger, observedSums, type CachePolicy, type Observation } from "./policy.js";
-
-/** Element types of cached keys and values, and their names in cpp/core/dtype.h. */
-export const cacheElements = { f32: "f32", f16: "f16", bf16: "bf16", int8: "i8", int4: "i4" } as const;
-export type CacheType = keyof typeof cacheElements;
-export const cacheTypes = Object.keys(cacheElements) as CacheType[];
 
 export interface KvCacheShape {
   readonly layers: number;
@@ -58,6 +57,11 @@ export interface AppendOptions extends RunOptions {
   readonly path?: Int32Array;
 }
 
+export interface EvictOptions extends RunOptions {
+  /** The keys' rotary embedding: policies with `rerotate`, and expectedAttention, need it. */
+  readonly rope?: RopeConfig;
+}
+
 export interface KvCacheStatistics extends CacheStatistics {
   /** Tokens that policies removed, summed over layers and heads. */
   readonly evicted: number;
@@ -70,6 +74,8 @@ export interface CachePage {
   readonly holders: number;
   readonly positions: Int32Array;
 }
+
+const typeNames = Object.keys(cacheTypes) as CacheType[];
 
 /** Sizes of compiled graphs: the next power of two, so that a growing cache compiles rarely. */
 const roomFor = (tokens: number): number => Math.max(256, 2 ** Math.ceil(Math.log2(Math.max(1, tokens))));
@@ -159,7 +165,7 @@ export class KvCache extends NativeResource {
     return Array.from({ length: layers }, (_, layer) => Array.from({ length: kvHeads }, (_, head) => {
       const { positions } = this.read(layer, head), pages = callNative(() => native.cachePages(this.handle, layer, head));
       return Array.from({ length: Math.ceil(positions.length / 32) }, (_, page) => ({
-        type: cacheTypes.find((type) => dtypeCode[cacheElements[type]] === pages[2 * page])!, holders: pages[2 * page + 1]!, positions: positions.subarray(page * 32, (page + 1) * 32),
+        type: typeNames.find((type) => dtypeCode[cacheTypes[type]] === pages[2 * page])!, holders: pages[2 * page + 1]!, positions: positions.subarray(page * 32, (page + 1) * 32),
       }));
     }));
   }
@@ -178,10 +184,10 @@ export class KvCache extends NativeResource {
 
   /**
    * Cuts the cache as the policy says and frees what is not needed; answers how many tokens went, summed over layers and
-   * heads. Policies with `rerotate` need `rope`, the keys' rotary embedding. Errors: ArgumentError where the policy observes
+   * heads. Errors: ArgumentError where the policy observes
    * what append() was not told to, OutOfMemoryError, AbortError (nothing was cut), BusyError.
    */
-  async evict(policy: CachePolicy, options: RunOptions & { readonly rope?: RopeConfig } = {}): Promise<number> {
+  async evict(policy: CachePolicy, options: EvictOptions = {}): Promise<number> {
     this.checkObserved(policy);
     const before = this.stats(), eviction = this.evictionOf(policy, roomFor(before.tokens), options.rope);
     await this.during(() => eviction.run(this.handle, { signal: options.signal, threads: options.threads, statistics: this.statistics }));
@@ -189,23 +195,36 @@ export class KvCache extends NativeResource {
   }
 
   /** What a policy ranks the tokens by: f32 `[kvHeads, tokens]` (or `[1, tokens]`) of each layer, −∞ behind a head's length. */
-  async scores(policy: CachePolicy, options: RunOptions = {}): Promise<Tensor<"f32">[]> {
-    if (!policy.score) throw new ArgumentError("policy", `Expected a policy with scores but ${policy.name} has none`);
+  async scores(policy: CachePolicy, options: EvictOptions = {}): Promise<Tensor<"f32">[]> {
     this.checkObserved(policy);
-    const { layers, kvHeads, headDim } = this.shape, { tokens, nextPosition } = this.stats();
-    const graph = new Graph("scores"), cache = graph.binding("cache", "cache", []), statistics = this.statistics && statisticsBinding(graph, this.shape, this.heads);
+    const { layers } = this.shape, { tokens, nextPosition } = this.stats();
+    const graph = new Graph("scores"), scoring = new Scoring(graph, policy, this.modelShape(options.rope), tokens, nextPosition);
     const rows = Array.from({ length: layers }, (_, layer) => {
-      const scored = (policy.layerPolicy?.(layer, layers) ?? policy).score!({ cache, layer, layers, heads: this.heads, kvHeads, headDim, tokens, seen: nextPosition, statistics: statistics && statisticsOfLayer(statistics, layer) });
+      const scored = scoring.score(layer);
+      if (!scored) throw new ArgumentError("policy", `Expected a policy with scores for layer ${layer} but ${policy.name} has none`);
       graph.output(`scores${layer}`, scored);
       return scored.dims[0] as number;
     });
     const made = rows.map((count) => new Float32Array(count * tokens));
-    using compiled = compile(graph, { cache: { binding: cache } });
-    const bindings: Record<string, Bytes | NativeHandle> = { cache: this.handle };
-    if (statistics) bindings["statistics"] = this.statistics!;
+    using compiled = compile(graph, { cache: { binding: scoring.cache } });
+    const bindings: Record<string, Bytes | NativeHandle> = { cache: this.handle, ...scoring.bindings(nextPosition, this.statistics) };
     for (const [layer, data] of made.entries()) bindings[`scores${layer}`] = data;
     await this.during(() => compiled.run({ bindings }, options));
     return made.map((data, layer) => tensor(data, [rows[layer]!, tokens]));
+  }
+
+  /** A prompt filter's choice by query f32 `[1, heads, headDim]`, after RoPE: which tokens are to be computed anew, in order, and the scores f32 `[1, tokens]`. */
+  async filter(filter: PromptFilter, query: Tensor<"f32">, options: RunOptions = {}): Promise<{ readonly indices: Int32Array; readonly scores: Tensor<"f32"> }> {
+    const { layers, kvHeads } = this.shape, { tokens } = this.stats();
+    if (filter.layer >= layers) throw invalidArgument("filter.layer", `an integer below ${layers}`, filter.layer);
+    const graph = new Graph(filter.name), cache = graph.binding("cache", "cache", []), kept = graph.binding("kept", "u8", [tokens]);
+    const made = filter.score(graph.binding("query", "f32", expectTensor("query", query, "f32").shape), { cache, layer: filter.layer, kvHeads, tokens });
+    filter.select(made, kept, filter.budget(tokens), tokens);
+    graph.output("scores", made);
+    using compiled = compile(graph, { cache: { binding: cache } });
+    const mask = new Uint8Array(tokens), scores = new Float32Array(tokens);
+    await this.during(() => compiled.run({ bindings: { cache: this.handle, kept: mask, query: query.data, scores } }, options));
+    return { indices: Int32Array.from(Array.from(mask.keys()).filter((token) => mask[token])), scores: tensor(scores, [1, tokens]) };
   }
 
   /** Keeps the tokens with a 1 in mask u8 `[layers, kvHeads, tokens]`, tokens = those of the longest head or more. Returns how many went. */
@@ -236,7 +255,7 @@ export class KvCache extends NativeResource {
   async quantize(recent: number, type: "int8" | "int4", options: RunOptions = {}): Promise<void> {
     checkInteger("recent", recent, 0);
     checkChoice("type", type, ["int8", "int4"]);
-    await this.during(() => schedule(() => native.requantizeCache(this.handle, recent, dtypeCode[cacheElements[type]]), options));
+    await this.during(() => schedule(() => native.requantizeCache(this.handle, recent, dtypeCode[cacheTypes[type]]), options));
   }
 
   /** Writes the cache to a file. */
@@ -293,10 +312,14 @@ export class KvCache extends NativeResource {
     if (known && known.room >= room && known.heads === this.heads && known.rope === key) return known.eviction;
     known?.eviction.dispose();
     this.evictions.delete(policy);
-    const { layers, kvHeads, headDim } = this.shape;
-    const eviction = new Eviction(policy, { layers, kvHeads, heads: this.heads, headDim, mostTokens: room, ...(rope && { rope: new Array<RopeConfig>(layers).fill(rope) }) });
+    const eviction = new Eviction(policy, { ...this.modelShape(rope), mostTokens: room });
     this.evictions.set(policy, { room, heads: this.heads, rope: key, eviction });
     return eviction;
+  }
+
+  private modelShape(rope: RopeConfig | undefined): ScoringShape {
+    const { layers, kvHeads, headDim } = this.shape;
+    return { layers, kvHeads, heads: this.heads, headDim, ...(rope && { rope: new Array<RopeConfig>(layers).fill(rope) }) };
   }
 
   private graph(key: string, build: () => CompiledGraph): CompiledGraph {
@@ -344,13 +367,13 @@ function checkShape(options: KvCacheOptions): KvCacheShape {
   if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object with layers, kvHeads, headDim and type", options);
   const { layers, kvHeads, headDim, type, byteLimit } = options;
   for (const [name, value] of Object.entries({ layers, kvHeads, headDim })) if (checkInteger(`options.${name}`, value, 1) > 65536) throw invalidArgument(`options.${name}`, "an integer of at most 65536", value);
-  checkChoice("options.type", type, cacheTypes);
+  checkChoice("options.type", type, typeNames);
   if (byteLimit !== undefined) checkInteger("options.byteLimit", byteLimit, 1);
   return { layers, kvHeads, headDim, type };
 }
 
 function createHandle({ layers, kvHeads, headDim, type }: KvCacheShape, byteLimit: number): NativeHandle {
-  const pool = callNative(() => native.createPool(layers, kvHeads, headDim, dtypeCode[cacheElements[type]], byteLimit));
+  const pool = callNative(() => native.createPool(layers, kvHeads, headDim, dtypeCode[cacheTypes[type]], byteLimit));
   try {
     return callNative(() => native.createCache(pool));
   } finally {

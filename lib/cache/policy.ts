@@ -31,8 +31,8 @@ export interface ScoreContext {
   readonly seen: Parameter;
   /** Of this layer's queries, f32 `[heads, 1 + headDim + headDim²]`, see queryStatistics; where `observe` is "queries". */
   readonly statistics?: Value | undefined;
-  /** The layer's rotary embedding, where the cache's owner knows it. */
-  readonly rope?: RopeConfig | undefined;
+  /** The layer's rotary embedding, where the cache's owner knows it: mean(n) is f32 `[1, rotaryDim]`, the cosines then sines of the next n positions averaged. */
+  readonly rotation?: { readonly style: RopeConfig["style"]; mean(positions: number): Value } | undefined;
 }
 
 /** How much is kept, protected tokens included. */
@@ -65,8 +65,8 @@ export interface CachePolicy {
   readonly when: { readonly decode: boolean };
   /** Keys are rotated so that positions stay dense: for texts longer than the model's context. */
   readonly rerotate: boolean;
-  /** Pages before the last `recent` tokens are converted. */
-  readonly quantize?: { readonly recent: number; readonly type: "int8" | "int4" };
+  /** Pages before the last `recent` tokens are converted; `alone`: that is all, nothing is evicted. */
+  readonly quantize?: { readonly recent: number; readonly type: "int8" | "int4"; readonly alone: boolean };
   /** A policy of its own for each layer. */
   layerPolicy?(layer: number, layers: number): CachePolicy;
 }

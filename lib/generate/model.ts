@@ -1,6 +1,6 @@
 import { basename } from "node:path";
 import { Eviction } from "../cache/eviction.js";
-import { cacheElements, type CacheType } from "../cache/kv-cache.js";
+import { cacheTypes, type CacheType } from "../cache/types.js";
 import type { CachePolicy, Observation } from "../cache/policy.js";
 import type { DraftText } from "../draft/draft-model.js";
 import { AbortError, DisposedError, invalidArgument, ModelFormatError } from "../errors.js";
@@ -20,6 +20,7 @@ import { createTokenizer, type EncodeOptions, type Tokenizer } from "../tokenize
 import { checkCallback, checkIds, checkOptions, checkPrompt, checkSignal, mostHistory } from "./options.js";
 import { scoreIds, scoreTokens, type Score, type ScoreOptions } from "./score.js";
 import { Session, type SessionOptions } from "./session.js";
+import { cacheTypes, type CacheType } from "../cache/types.js";
 import { chunkTokens, Sequence } from "./sequence.js";
 import { draftNodes, measureDraftCosts } from "./speculation.js";
 
@@ -118,7 +119,7 @@ export class LanguageModel implements Disposable {
     this.loader = loader;
     this.graphs = graphs;
     this.cacheType = options.cacheType ?? "f16";
-    this.pool = callNative(() => native.createPool(config.layers.length, config.kvHeads, config.headDim, dtypeCode[cacheElements[this.cacheType]], options.cacheBytes ?? 0));
+    this.pool = callNative(() => native.createPool(config.layers.length, config.kvHeads, config.headDim, dtypeCode[cacheTypes[this.cacheType]], options.cacheBytes ?? 0));
   }
   private readonly loader: WeightLoader;
   private readonly evictions = new Map<CachePolicy, Eviction>();
@@ -264,7 +265,7 @@ function checkLoadOptions(options: LoadOptions): void {
   checkCallback("options.onProgress", options.onProgress);
   threadCount(options.threads);
   const { cacheType, contextLength, cacheBytes } = options;
-  if (cacheType !== undefined && !Object.hasOwn(cacheElements, cacheType)) throw invalidArgument("options.cacheType", "'f32', 'f16', 'bf16', 'int8' or 'int4'", cacheType);
+  if (cacheType !== undefined && !Object.hasOwn(cacheTypes, cacheType)) throw invalidArgument("options.cacheType", "'f32', 'f16', 'bf16', 'int8' or 'int4'", cacheType);
   if (contextLength !== undefined && (!Number.isSafeInteger(contextLength) || contextLength < 1)) throw invalidArgument("options.contextLength", "a positive integer", contextLength);
   if (cacheBytes !== undefined && (!Number.isSafeInteger(cacheBytes) || cacheBytes < 1)) throw invalidArgument("options.cacheBytes", "a positive integer", cacheBytes);
 }

@@ -1,6 +1,6 @@
 import { ShapeError } from "../errors.js";
 import { dimMax, type Dim } from "../graph/dims.js";
-import type { Graph, Parameter, Scalar } from "../graph/graph.js";
+import type { Graph, OutputPlan, Parameter, Scalar } from "../graph/graph.js";
 import { Value } from "../graph/value.js";
 import { expectRank, expectType, fixedDim } from "./check.js";
 
@@ -167,4 +167,34 @@ export function cacheExpectedLogits(statistics: Value, of: CachedTokens, options
     inputs: { statistics, rotation, cache }, outputs: { out: { type: "f32", dims: into.dims, into } },
     parameters: { layer, interleaved: style === "interleaved" ? 1 : 0, scale, sinks, covariance: covariance ? 1 : 0 },
   }).out;
+}
+
+/** Rows f32 `[rows, n]` as int8 (`bits` 8) or int4 cache pages keep them, see args.h. */
+export function quantizeRows(x: Value, bits: 4 | 8): { readonly q: Value; readonly scale: Value; readonly minimum?: Value; readonly dequantized: Value } {
+  expectRank("quantizeRows", "x", x, 2);
+  const [rows, n] = [fixedDim("quantizeRows", "x", x, 0), fixedDim("quantizeRows", "x", x, 1)], groups = bits === 4 ? Math.ceil(n / 32) : 1;
+  const outputs: Record<string, OutputPlan> = { q: { type: "u8", dims: [rows, bits === 4 ? Math.ceil(n / 2) : n] }, scale: { type: "f32", dims: [rows, groups] }, dequantized: { type: "f32", dims: [rows, n] } };
+  if (bits === 4) outputs["minimum"] = { type: "f32", dims: [rows, groups] };
+  return x.graph.add("quantizeRows", { inputs: { x }, outputs, parameters: { bits } }) as { q: Value; scale: Value; minimum?: Value; dequantized: Value };
+}
+
+/** Values f32 `[heads, tokens, headDim]`, those that kept u8 `[heads, tokens]` leaves out merged into the closest kept ones. */
+export function mergeEvicted(key: Value, value: Value, kept: Value, threshold: Parameter): Value {
+  expectRank("mergeEvicted", "key", key, 3);
+  return key.graph.add("mergeEvicted", { inputs: { key, value, kept }, outputs: { out: { type: "f32", dims: value.dims } }, parameters: { threshold } }).out;
+}
+
+/** How much blocks of queries f32 `[heads, tokens, headDim]` want each block of keys `[kvHeads, tokens, headDim]` → `[1, blocks]` (arXiv 2501.09767). */
+export function blockRelevance(query: Value, key: Value, options: { readonly blockSize: number; readonly causal: boolean; readonly symmetric: boolean; readonly scale: Parameter }): Value {
+  const { blockSize, causal, symmetric, scale } = options, blocks = Math.ceil(fixedDim("blockRelevance", "key", key, 1) / blockSize);
+  return query.graph.add("blockRelevance", {
+    inputs: { query, key }, outputs: { out: { type: "f32", dims: [1, blocks] } }, parameters: { blockSize, causal: causal ? 1 : 0, symmetric: symmetric ? 1 : 0, scale },
+  }).out;
+}
+
+/** u8 `[n]`: scores f32 `[1, n]` at or above the threshold, or their mean where there is none. */
+export function keepAbove(scores: Value, threshold: Parameter | undefined): Value {
+  return scores.graph.add("keepAbove", {
+    inputs: { scores }, outputs: { kept: { type: "u8", dims: [scores.dims.at(-1)!] } }, parameters: { threshold: threshold ?? 0, ofMean: threshold === undefined ? 1 : 0 },
+  }).kept;
 }

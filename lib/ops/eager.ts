@@ -149,4 +149,5 @@ export const layerNorm = (x: Tensor<"f32">, weight: Tensor<"f32">, options: { re
 export const softmax = (x: Tensor<"f32">, options: { readonly scale?: number } & RunOptions = {}): Promise<Results<"out">> =>
   run("softmax", { x: expectTensor("x", x, "f32") }, options, (v, o) => ({ out: softmaxGraph(v["x"]!, o) }));
 
+export { blockRelevance, keepTop, landmarkBlocks, mergeEvicted, poolScores, quantizeRows, type BlockRelevanceOptions, type KeepTopOptions, type Quantized } from "./cache-eager.js";
 export { expandTree, recycleUpdate, treeMask, verifySampling, verifyTree, type VerifyTreeOptions } from "./draft-eager.js";
