@@ -58,3 +58,35 @@ export function naiveAcross(scores: readonly (readonly number[])[], budget: numb
   for (const { head, j } of rest) if (left-- > 0) kept[head]!.add(j);
   return kept.map((set) => [...set].sort((a, b) => a - b));
 }
+
+/** x rotated at a position, pairs (i, i + dim/2). */
+export function rotated(x: ArrayLike<number>, position: number, theta = 10000): number[] {
+  const half = x.length / 2, out = Array.from(x);
+  for (let i = 0; i < half; i++) {
+    const angle = position * theta ** (-i / half), [c, s] = [Math.cos(angle), Math.sin(angle)];
+    out[i] = x[i]! * c - x[i + half]! * s;
+    out[i + half] = x[i + half]! * c + x[i]! * s;
+  }
+  return out;
+}
+
+/** ExpectedAttention's softmax of one query head's queries (before RoPE) over the keys behind the sinks. */
+export function expectedWeights(queries: readonly Float32Array[], keys: readonly Float32Array[], { sinks, future, covariance }: { sinks: number; future: number; covariance: boolean }): number[] {
+  const counted = queries.slice(sinks), dim = keys[0]!.length, tokens = keys.length;
+  const unit = (d: number): number[] => Array.from({ length: dim }, (_, i) => (i === d ? 1 : 0));
+  // R's columns: the mean of the rotated unit vectors.
+  const columns = Array.from({ length: dim }, (_, d) => {
+    const sum = new Array<number>(dim).fill(0);
+    for (let f = 0; f < future; f++) rotated(unit(d), tokens + f).forEach((value, i) => (sum[i] = sum[i]! + value / future));
+    return sum;
+  });
+  const rotate = (x: readonly number[]): number[] => x.map((_, i) => x.reduce((sum, value, d) => sum + columns[d]![i]! * value, 0));
+  const plain = Array.from({ length: dim }, (_, d) => counted.reduce((sum, query) => sum + query[d]!, 0) / counted.length);
+  const mean = rotate(plain), deviations = counted.map((query) => rotate(Array.from(query, (value, d) => value - plain[d]!)));
+  const logits = keys.slice(sinks).map((key) => {
+    const spread = deviations.reduce((sum, deviation) => sum + dot(deviation, key) ** 2, 0) / counted.length;
+    return dot(mean, key) / Math.sqrt(dim) + (covariance ? spread / (2 * dim) : 0);
+  });
+  const most = Math.max(...logits), weights = logits.map((logit) => Math.exp(logit - most)), total = weights.reduce((a, b) => a + b, 0);
+  return [...new Array<number>(sinks).fill(0), ...weights.map((weight) => weight / total)];
+}
