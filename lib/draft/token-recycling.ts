@@ -29,7 +29,7 @@ export interface TokenRecyclingOptions {
   readonly matrix?: Uint8Array;
 }
 
-/** Token Recycling with its matrix, which all sessions that name the same drafter share. */
+/** Token Recycling with its matrix and what that has proved to be worth, which all sessions that name the same drafter share. */
 export interface TokenRecycling extends Drafter {
   /** The matrix as bytes, for `tokenRecycling({ matrix })`. Throws ArgumentError before a session has used it. */
   save(): Uint8Array;
@@ -71,15 +71,12 @@ class Trust {
 
 /** Grows trees from the matrix, each node's followers from the row of its token and the one before it. */
 class Recycler {
-  private readonly trust: Trust;
   /** Of a proposal that nothing was learnt from yet: the token before its root; else −1. */
   private before = -1;
   /** Tokens whose followers are in the matrix: read in the text, or computed. */
   private known = 1;
 
-  constructor(private readonly matrix: RecyclingMatrix, private readonly depth: number) {
-    this.trust = new Trust(matrix);
-  }
+  constructor(private readonly matrix: RecyclingMatrix, private readonly trust: Trust, private readonly depth: number) {}
 
   /** A new tree on the text, after reading what is new to it. */
   private root(tokens: readonly number[]): TreeBuilder {
@@ -150,7 +147,7 @@ export function tokenRecycling(options?: TokenRecyclingOptions): TokenRecycling 
   if (shape !== "confidence" && shape !== "paper") checkTemplate("options.shape", shape, k);
   if (saved !== undefined && !(saved instanceof Uint8Array)) throw invalidArgument("options.matrix", "the bytes that save() gave", saved);
   const template = shape === "paper" ? recyclingTemplate : shape === "confidence" ? undefined : shape;
-  let matrix: RecyclingMatrix | undefined;
+  let matrix: RecyclingMatrix | undefined, trust: Trust | undefined;
   const matrixFor = (vocabulary: number): RecyclingMatrix => {
     if (matrix && matrix.size.vocabulary !== vocabulary) throw new ArgumentError("draft", `Expected a model of ${matrix.size.vocabulary} tokens for this tokenRecycling() but received one of ${vocabulary}: make one for each model`);
     if (matrix) return matrix;
@@ -160,7 +157,7 @@ export function tokenRecycling(options?: TokenRecyclingOptions): TokenRecycling 
   return {
     name: method.recipe,
     open({ vocabulary }): DraftState {
-      const own = matrixFor(vocabulary), recycler = new Recycler(own, depth);
+      const own = matrixFor(vocabulary), recycler = new Recycler(own, (trust ??= new Trust(own)), depth);
       return {
         topTokens: own.k,
         stateBytes: own.bytes,
