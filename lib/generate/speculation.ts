@@ -121,9 +121,9 @@ export class Speculation implements Disposable {
   }
 }
 
-const measuredNodes = [1, 2, 4, 8, 12, 16, 24, 32, 48, draftNodes], measuredPast = 64, rounds = 3;
+const measuredNodes = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32], measuredPast = 64, rounds = 6;
 
-/** Best of a few steps over trees of some sizes, straight lines in between. */
+/** Best of a few steps over trees of some sizes, straight lines in between and beyond: another load of the machine is not to count. */
 export async function measureDraftCosts(model: LanguageModel, threads: number): Promise<Float64Array> {
   using sequence = new Sequence(model, { threads });
   const options = checkOptions({ temperature: 0, seed: 0 });
@@ -146,5 +146,7 @@ export async function measureDraftCosts(model: LanguageModel, threads: number): 
     for (let n = low + 1; n <= high; n++) costs[n - 1] = (from + ((to - from) * (n - low)) / (high - low)) / one;
   });
   costs[0] = 1;
+  const [before, largest] = measuredNodes.slice(-2) as [number, number], slope = (costs[largest - 1]! - costs[before - 1]!) / (largest - before);
+  for (let n = largest + 1; n <= draftNodes; n++) costs[n - 1] = costs[largest - 1]! + slope * (n - largest);
   return costs;
 }
