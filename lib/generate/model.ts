@@ -20,7 +20,6 @@ import { createTokenizer, type EncodeOptions, type Tokenizer } from "../tokenize
 import { checkCallback, checkIds, checkOptions, checkPrompt, checkSignal, mostHistory } from "./options.js";
 import { scoreIds, scoreTokens, type Score, type ScoreOptions } from "./score.js";
 import { Session, type SessionOptions } from "./session.js";
-import { cacheTypes, type CacheType } from "../cache/types.js";
 import { chunkTokens, Sequence } from "./sequence.js";
 import { draftNodes, measureDraftCosts } from "./speculation.js";
 
