@@ -78,7 +78,7 @@ void slotGroup(const Problem& problem, const SlotAttentionArgs& args, int64_t ba
     const int count = int(std::min<int64_t>(keys - key, kBlockKeys)), panels = int(ceilDiv(count, kPanelKeys));
     for (int64_t h = 0; h < heads; ++h) {
       const Unit unit = slotUnit(problem, args, batch, firstHead + h);
-      LoadedBlock block(unit.source, key, count, space.block, false);
+      LoadedBlock block(unit.source, key, count, space.block, true, false);
       for (int64_t r = 0; r < slots; r += kRows)
         for (int p = 0; p < panels; ++p)
           anyScorePanel<kRows>(int(std::min<int64_t>(slots - r, kRows)), space.query + h * queryFloats + r * problem.headDim, block, p, problem.headDim,
