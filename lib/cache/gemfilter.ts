@@ -19,6 +19,7 @@ export type GemFilterOptions = Budget & {
 export interface PromptFilter {
   readonly name: "gemFilter";
   readonly layer: number;
+  readonly kernel: number;
   budget(tokens: number): number;
   /** Scores f32 `[1, tokens]` of query f32 `[n, heads, headDim]`, after RoPE, against the layer's keys; the step's own tokens count. */
   score(query: Value, of: CachedTokens): Value;
@@ -33,6 +34,7 @@ export function gemFilter(options: GemFilterOptions): PromptFilter {
   return {
     name: "gemFilter",
     layer,
+    kernel,
     budget,
     score: (query, of) => poolScores(reduceRows(cacheQueryScores(query, of), { kind: "sum" }), { kernel, kind: "avg" }),
     select: (scores, into, kept, tokens) => keepTop(scores, into, { layer: 0, tokens, budget: kept }),

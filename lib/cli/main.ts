@@ -65,6 +65,15 @@ function describeProgram(): Command {
     .option("--max-tokens <n>", "length limit of the answer (default: 128)", integer)
     .action(async (model, options) => (await import("./draft.js")).draft(model, options));
 
+  command(program, "cache", "cut the cache of a prompt by a policy, compare the answers, draw what stayed")
+    .argument("<model>", "path or name of a model")
+    .option("--prompt <text>", "the prompt")
+    .option("--prompt-file <path>", "a file that holds it, UTF-8")
+    .requiredOption("--policy <name:budget>", "such as snapkv:256 (tokens a head) or h2o:25%")
+    .option("--svg <file>", "draw into this file which tokens stayed, by layer and head")
+    .option("--max-tokens <n>", "length of the answers", integer, 32)
+    .action(async (model, options) => (await import("./cache.js")).cache(model, options));
+
   command(program, "info", "describe a model file, or this machine with --devices")
     .argument("[model]", "path or name of a model")
     .option("--devices", "list instruction sets and devices instead")

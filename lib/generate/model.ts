@@ -1,6 +1,7 @@
 import { basename } from "node:path";
 import { Eviction } from "../cache/eviction.js";
 import { cacheTypes, type CacheType } from "../cache/types.js";
+import type { PromptFilter } from "../cache/gemfilter.js";
 import type { CachePolicy, Observation } from "../cache/policy.js";
 import type { DraftText } from "../draft/draft-model.js";
 import { AbortError, DisposedError, invalidArgument, ModelFormatError } from "../errors.js";
@@ -69,6 +70,9 @@ class ModelGraphs {
   }
   draft(top: number): Promise<CompiledGraph> {
     return this.once(`draft ${top}`, () => this.build.draft(draftNodes, mostHistory, top));
+  }
+  filter(filter: PromptFilter): Promise<CompiledGraph> {
+    return this.once(`filter ${filter.layer} ${filter.kernel}`, () => this.build.filter(chunkTokens, filter));
   }
   score(top: number): Promise<CompiledGraph> {
     return this.once(`score ${top}`, () => this.build.score(scoreTokens, top));

@@ -153,6 +153,15 @@ export class Sequence extends NativeResource {
     return callNative(() => native.cacheStatistics(this.handle));
   }
 
+  cachedPositions(): Int32Array[][] {
+    const { layers, kvHeads } = this.model.config, { lengths } = this.cacheStatistics;
+    return layers.map((_, layer) => Array.from({ length: kvHeads }, (_, head) => {
+      const positions = new Int32Array(lengths[layer * kvHeads + head]!);
+      callNative(() => native.readCache(this.handle, layer, head, null, null, positions));
+      return positions;
+    }));
+  }
+
   /** Forgets all but the first `count` tokens. Where some of those have been evicted, they are computed anew. */
   keepFirst(count: number): void {
     const surplus = this.cached - count;

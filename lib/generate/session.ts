@@ -1,9 +1,11 @@
+import type { PromptFilter } from "../cache/gemfilter.js";
 import type { CachePolicy } from "../cache/policy.js";
 import type { Drafter } from "../draft/drafter.js";
 import { AbortError, ArgumentError, BusyError, ContextOverflowError, invalidArgument } from "../errors.js";
 import { threadCount } from "../schedule.js";
 import { checkCallback, checkOptions, checkPrompt, isMessages, type CheckedOptions, type GenerateOptions, type Prompt } from "./options.js";
 import type { LanguageModel } from "./model.js";
+import { filterPrompt } from "./filter.js";
 import { Sequence, type Drawn, type SequenceSettings } from "./sequence.js";
 import { draftNodes, Speculation, type DraftStatistics, type VerifiedDraft } from "./speculation.js";
 import { StopFilter } from "./text.js";
@@ -45,6 +47,8 @@ export interface SessionOptions {
   readonly threads?: number | undefined;
   /** What of the cache to keep, behind the prompt and while writing: snapKV({ budget: 512 }), streamingLlm({ budget: 1024 }) … */
   readonly cache?: CachePolicy | undefined;
+  /** Leaves tokens of a prompt out before it is computed: gemFilter({ layer: 13, budget: 1024 }). Only of the text a session starts with. */
+  readonly filter?: PromptFilter | undefined;
   /** Where the model's cacheBytes are used up: "error" (default) throws OutOfMemoryError, "evict" applies the policy and goes on. */
   readonly whenFull?: "error" | "evict" | undefined;
   /**
@@ -61,10 +65,13 @@ export interface SessionOptions {
 /** A beginning that two texts share is worth taking over from this many tokens on: a page. */
 const leastShared = 32;
 
-function checkSessionOptions(options: SessionOptions): SessionOptions {
+function checkSessionOptions(options: SessionOptions, layers: number): SessionOptions {
   if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object", options);
   const { cache, whenFull, draft, draftNodes: nodes, onDraft } = options;
   if (cache !== undefined && typeof (cache as { allocate?: unknown } | null)?.allocate !== "function") throw invalidArgument("options.cache", "a cache policy such as snapKV({ budget: 512 })", cache);
+  const { filter } = options;
+  if (filter !== undefined && typeof (filter as { select?: unknown } | null)?.select !== "function") throw invalidArgument("options.filter", "a prompt filter such as gemFilter({ layer: 13, budget: 1024 })", filter);
+  if (filter && filter.layer >= layers) throw invalidArgument("options.filter.layer", `an integer below ${layers}`, filter.layer);
   if (whenFull !== undefined && whenFull !== "error" && whenFull !== "evict") throw invalidArgument("options.whenFull", "'error' or 'evict'", whenFull);
   if (whenFull === "evict" && !cache) throw invalidArgument("options.whenFull", "a cache policy to evict by, in options.cache,", whenFull);
   if (draft && cache?.when.decode && cache.observe.kind !== "none") {
@@ -87,7 +94,7 @@ export class Session implements Disposable {
 
   /** @internal Made by LanguageModel.session(). */
   constructor(private readonly model: LanguageModel, private readonly options: SessionOptions, sequence?: Sequence) {
-    const { draft, draftNodes: nodes } = checkSessionOptions(options);
+    const { draft, draftNodes: nodes } = checkSessionOptions(options, model.config.layers.length);
     this.threads = options.threads === undefined ? model.threads : threadCount(options.threads);
     this.settings = { threads: this.threads, eviction: options.cache && model.eviction(options.cache), whenFull: options.whenFull };
     this.speculation = draft && new Speculation(model, draft, nodes, this.threads);
@@ -133,6 +140,12 @@ export class Session implements Disposable {
       cachedTokens: this.sequence.cached, cacheBytes: held?.bytesHeld ?? 0, sharedBytes: held?.bytesShared ?? 0,
       evictedTokens: held ? this.sequence.cached - held.tokens : 0, draft: this.speculation?.statistics(),
     };
+  }
+
+  /** Where the tokens stand that each layer and head still holds: positions `[layers][kvHeads]`, rising. */
+  cachedPositions(): Int32Array[][] {
+    if (this.busy) throw new BusyError("This session");
+    return this.sequence.cachedPositions();
   }
 
   /** A second session of the same text: cached pages are shared until one of the two writes to them. */
@@ -203,6 +216,7 @@ export class Session implements Disposable {
     }
     this.checkLength(tokens.length + ids.length);
     if (tokens.length + ids.length === 0) throw new ArgumentError("prompt", "Expected at least one token for prompt but it is empty and so is the session");
+    if (tokens.length === 0 && this.options.filter) ids = await filterPrompt(this.model, this.options.filter, ids, this.threads, options);
     if (tokens.length === 0) ids = this.takeOver(ids);
     for (const id of ids) this.sequence.tokens.push(id);
   }

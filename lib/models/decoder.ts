@@ -1,3 +1,4 @@
+import type { PromptFilter } from "../cache/gemfilter.js";
 import { observedSums, type Observation } from "../cache/policy.js";
 import { compileInSlices, type CompiledGraph } from "../graph/compile.js";
 import { Graph, type Scalar } from "../graph/graph.js";
@@ -136,6 +137,13 @@ interface AttentionObserver {
   sums(columnSums: Value, cache: Value, layer: number): void;
 }
 
+interface BodyOptions {
+  readonly tree?: () => Value;
+  readonly observe?: Observation | undefined;
+  /** The layer whose queries are the result, instead of hidden states behind all layers. */
+  readonly stopAt?: number;
+}
+
 interface AttentionExtras {
   readonly tree: Value | undefined;
   readonly observer: AttentionObserver | undefined;
@@ -146,7 +154,7 @@ export class DecoderGraphs {
   constructor(private readonly decoder: Decoder, private readonly contextLength: number) {}
 
   /** Hidden states of n new tokens; their keys and values go to the cache. */
-  private async body(graph: Graph, n: Symbolic, slicer: Slicer, options: { readonly tree?: () => Value; readonly observe?: Observation | undefined } = {}): Promise<{ hidden: Value; ids: Value; cache: Value; positions: Value }> {
+  private async body(graph: Graph, n: Symbolic, slicer: Slicer, options: BodyOptions = {}): Promise<{ hidden: Value; ids: Value; cache: Value; positions: Value }> {
     const { config, layers } = this.decoder;
     await slicer.pause();
     const ids = graph.binding("ids", "i32", [n]), positions = graph.binding("positions", "i32", [n]), cache = graph.binding("cache", "cache", []);
@@ -161,6 +169,11 @@ export class DecoderGraphs {
     let hidden = embedding(graph.weight("embedding", this.decoder.embedding), ids, { scale: config.embeddingScale });
     for (const [index, layer] of layers.entries()) {
       if (slicer.due) await slicer.pause();
+      if (index === options.stopAt) {
+        const table = tableFor(config.layers[index]!.rope);
+        hidden = graph.scope(`layer${index}`, () => this.queryOf(graph, layer, index, hidden, cache, table, undefined));
+        break;
+      }
       hidden = graph.scope(`layer${index}`, () => {
         const attended = this.attention(graph, layer, index, hidden, cache, tableFor(config.layers[index]!.rope), extras);
         return this.feedForward(graph, layer, attended);
@@ -201,8 +214,9 @@ export class DecoderGraphs {
     return add(x, this.norm(graph, `${name}.postNorm`, projected, postNorm, "f32"), { name: `${name}.residual` });
   }
 
-  private attention(graph: Graph, layer: Layer, index: number, x: Value, cache: Value, table: Value, { tree, observer }: AttentionExtras): Value {
-    const { heads, kvHeads, headDim, attentionScale, attentionSoftcap, normEpsilon, normOffset, layers } = this.decoder.config;
+  /** A layer's queries, keys and values behind RoPE; keys and values go to the cache. */
+  private queryOf(graph: Graph, layer: Layer, index: number, x: Value, cache: Value, table: Value, observer: AttentionObserver | undefined): Value {
+    const { heads, kvHeads, headDim, normEpsilon, normOffset, layers } = this.decoder.config;
     const normed = new Rows((as) => this.norm(graph, "attentionNorm", x, layer.attentionNorm, as));
     const all = this.project(graph, "queryKeyValue", normed, layer.queryKeyValue);
     let query = all.columns(0, heads * headDim).split(heads), key = all.columns(heads * headDim, kvHeads * headDim).split(kvHeads);
@@ -213,8 +227,13 @@ export class DecoderGraphs {
     const { style } = layers[index]!.rope;
     observer?.query?.(query, index);
     query = rope(query, table, style, "queryRope");
-    key = rope(key, table, style, "keyRope");
-    cacheAppend(key, value, cache, index);
+    cacheAppend(rope(key, table, style, "keyRope"), value, cache, index);
+    return query;
+  }
+
+  private attention(graph: Graph, layer: Layer, index: number, x: Value, cache: Value, table: Value, { tree, observer }: AttentionExtras): Value {
+    const { attentionScale, attentionSoftcap, layers } = this.decoder.config;
+    const query = this.queryOf(graph, layer, index, x, cache, table, observer);
     const { window } = layers[index]!, columnSums = window ? undefined : observer?.columnSums;
     const { out: attended, columnSums: sums } = cachedAttention(query, cache, { layer: index, scale: attentionScale, window, softcap: attentionSoftcap, tree, columnSums });
     if (sums) observer!.sums(sums, cache, index);
@@ -283,6 +302,15 @@ export class DecoderGraphs {
       });
     }
     return compileInSlices(graph, { cache: { binding: cache, newTokens: n, positions, accepted: { path, count } } }, slicer);
+  }
+
+  /** ids, positions → the first layers' cache, and a mask u8 `[tokens]` of all tokens so far: which ones a prompt filter keeps. */
+  async filter(most: number, filter: PromptFilter): Promise<CompiledGraph> {
+    const slicer = new Slicer(), graph = new Graph(filter.name), n = graph.symbol("n", most), tokens = graph.symbol("tokens", this.contextLength);
+    const { hidden: query, cache, positions } = await this.body(graph, n, slicer, { stopAt: filter.layer });
+    const scores = filter.score(query, { cache, layer: filter.layer, kvHeads: this.decoder.config.kvHeads, tokens });
+    filter.select(scores, graph.binding("kept", "u8", [tokens]), graph.scalar("budget"), tokens);
+    return compileInSlices(graph, { cache: { binding: cache, newTokens: n, positions } }, slicer);
   }
 
   /** ids, positions, targets → the cache, log-probabilities of the targets, and the `top` largest logits of each row. */

@@ -2,7 +2,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import t from "tap";
 import {
-  ArgumentError, h2o, loadModel, memory, promptLookup, snapKV, streamingLlm, tokenRecycling, tova, type CachePolicy, type GenerateOptions, type LanguageModel, type Prompt, type Session, type SessionOptions,
+  ArgumentError, adaKV, expectedAttention, gemFilter, h2o, keyDiff, kNorm, loadModel, memory, promptLookup, pyramidKV, quantizeBeyond, randomEviction, snapKV, streamingLlm, tokenRecycling, tova, valueNorm, type CachePolicy, type GenerateOptions, type LanguageModel, type Prompt, type Session, type SessionOptions,
 } from "tokenloom";
 import { settledMemory } from "../support/leaks.js";
 
@@ -23,6 +23,7 @@ async function write(of: LanguageModel, options: SessionOptions, prompt: Prompt,
 
 const policies: Readonly<Record<string, (budget: number) => CachePolicy>> = {
   streamingLlm: (budget) => streamingLlm({ budget }), h2o: (budget) => h2o({ budget }), tova: (budget) => tova({ budget }), snapKV: (budget) => snapKV({ budget, window: 8 }),
+  kNorm: (budget) => kNorm({ budget }), keyDiff: (budget) => keyDiff({ budget }), valueNorm: (budget) => valueNorm({ budget }), randomEviction: (budget) => randomEviction({ budget, seed: 1 }),
 };
 
 for (const [name, make] of Object.entries(policies)) {
@@ -41,6 +42,23 @@ for (const [name, make] of Object.entries(policies)) {
     }
   });
 }
+
+t.test("policies that divide budgets or watch queries cut behind the prompt", async (t) => {
+  const plain = await write(model, {}, ids, { maxTokens: 20 });
+  for (const make of [(budget: number) => pyramidKV({ budget, window: 8, beta: 4 }), (budget: number) => adaKV({ budget, window: 8 }), (budget: number) => expectedAttention({ budget })]) {
+    t.same(await write(model, { cache: make(4096) }, ids, { maxTokens: 20 }), plain);
+    using session = model.session({ cache: make(64) });
+    await read(session, ids, { maxTokens: 1 });
+    const lengths = session.cachedPositions().flat().map(({ length }) => length);
+    t.ok(lengths.reduce((sum, length) => sum + length, 0) <= 64 * lengths.length, lengths.join());
+    t.equal((await read(session, "", { maxTokens: 20 })).length, 20);
+  }
+  using mixed = model.session({ cache: quantizeBeyond(snapKV({ budget: 128, window: 8 }), { recent: 32, type: "int8" }) });
+  using unmixed = model.session({ cache: snapKV({ budget: 128, window: 8 }) });
+  await read(mixed, ids, { maxTokens: 10 });
+  await read(unmixed, ids, { maxTokens: 10 });
+  t.ok(mixed.stats().cacheBytes < unmixed.stats().cacheBytes);
+});
 
 t.test("beyond the context: an error without a policy, one that says why with one that keeps positions, no end with rotation", async (t) => {
   const small = await loadModel("tiny", { contextLength: 96 });
@@ -164,6 +182,17 @@ t.test("sessions that share beginnings open, fork and close in random order", as
   }
   for (const { session } of open) session.dispose();
   t.equal(memory().cache, 0);
+});
+
+t.test("a prompt filter keeps the tokens that an early layer chooses", async (t) => {
+  const filtered = async (budget: number): Promise<{ tokens: number[]; prompt: number }> => {
+    using session = model.session({ filter: gemFilter({ layer: 1, budget }) });
+    return { tokens: await read(session, ids, { maxTokens: 20 }), prompt: session.stats().promptTokens };
+  };
+  t.same(await filtered(1000), { tokens: await write(model, {}, ids, { maxTokens: 20 }), prompt: ids.length }, "a prompt within the budget stays");
+  t.equal((await filtered(80)).prompt, 80);
+  t.same((await filtered(80)).tokens, (await filtered(80)).tokens);
+  t.throws(() => model.session({ filter: gemFilter({ layer: 99, budget: 8 }) }), { name: "ArgumentError", message: /filter\.layer/ });
 });
 
 t.test("wrong options are refused by name", (t) => {
