@@ -20,6 +20,13 @@ export interface EvictionShape extends ScoringShape {
   readonly windows?: readonly (number | undefined)[];
 }
 
+export interface EvictionOptions extends RunOptions {
+  /** See queryStatistics: f32 `[layers, heads, 1 + headDim + headDim²]`, for policies that observe queries. */
+  readonly statistics?: Float32Array | undefined;
+  /** How many tokens the sequence has had; by default one more than the largest position that is there. */
+  readonly seen?: number | undefined;
+}
+
 /**
  * One policy compiled for caches of one shape: scores, selection and compaction are one native run, off the event loop.
  * Stateless: one eviction serves all caches of its shape.
@@ -61,19 +68,20 @@ export class Eviction implements Disposable {
   }
 
   /** Selects, compacts and, where the policy says so, rotates and converts. All or nothing until the selection is done. */
-  async run(cache: NativeHandle, options: RunOptions & { readonly statistics?: Float32Array | undefined } = {}): Promise<void> {
+  async run(cache: NativeHandle, options: EvictionOptions = {}): Promise<void> {
     const { statistics, signal, threads } = options;
     const held = callNative(() => native.cacheStatistics(cache));
     if (held.tokens === 0) return;
+    const seen = options.seen ?? held.nextPosition;
     if (this.selection) {
       const { layers, kvHeads } = this.shape, budgets = this.budgets(this.tokensOf(held.lengths));
-      const scalars: Record<string, number> = { seen: held.nextPosition };
+      const scalars: Record<string, number> = { seen };
       for (const [layer, budget] of budgets.entries()) {
         const { first, last } = this.window(layer) ? { first: 0, last: 0 } : this.layers[layer]!.protect(budget);
         Object.assign(scalars, { [`budget${layer}`]: budget, [`first${layer}`]: first, [`last${layer}`]: last });
       }
       const { graph, scoring } = this.selection, kept = new Uint8Array(layers * kvHeads * held.tokens);
-      const bindings = { cache, kept, ...scoring.bindings(held.nextPosition, statistics) };
+      const bindings = { cache, kept, ...scoring.bindings(seen, statistics) };
       await graph.run({ symbols: { tokens: held.tokens }, bindings, scalars }, { signal, threads });
     }
     // What was selected is to be finished: a cache between the two steps would have gaps in its positions.

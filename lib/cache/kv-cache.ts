@@ -49,8 +49,6 @@ export interface AppendOptions extends RunOptions {
   readonly positions?: Int32Array;
   /** The policy, or what it wants to see. */
   readonly observe?: Observation | CachePolicy;
-  /** Query heads; needed where queries are given. */
-  readonly heads?: number;
   /** Multiplies query · key; 1/√headDim. */
   readonly scale?: number;
   /** The rows are nodes of a draft tree, of which only these stay, in rising order (arXiv 2305.09781). */
@@ -91,6 +89,8 @@ export class KvCache extends NativeResource {
   private statistics: Float32Array | undefined;
   private heads: number;
   private evicted = 0;
+  /** Of the token to come; the cache itself does not know it where the newest tokens were evicted. */
+  private nextPosition = 0;
   private observing = false;
 
   /** Throws ArgumentError for sizes below 1 and unknown types. */
@@ -102,6 +102,8 @@ export class KvCache extends NativeResource {
     if (!from) return;
     this.observing = from.like.observing;
     this.evicted = from.like.evicted;
+    const { tokens, nextPosition } = callNative(() => native.cacheStatistics(from.handle));
+    this.nextPosition = tokens < from.like.stats().tokens ? nextPosition : from.like.nextPosition;
     this.statistics = from.like.statistics?.slice();
   }
 
@@ -111,12 +113,12 @@ export class KvCache extends NativeResource {
    * ShapeError, OutOfMemoryError at the byte limit, AbortError, BusyError) the cache is as before.
    */
   async append(layers: readonly KvRows[], options: AppendOptions = {}): Promise<Tensor<"f32">[]> {
-    const { shape } = this, { observe, positions, path, heads = this.heads, scale = 1 / Math.sqrt(shape.headDim), signal, threads } = options;
+    const { shape } = this, { observe, path, scale = 1 / Math.sqrt(shape.headDim), signal, threads } = options;
     if (!Array.isArray(layers) || layers.length !== shape.layers) throw invalidArgument("layers", `keys and values of ${shape.layers} layers`, layers);
-    if (checkInteger("options.heads", heads, 1) % shape.kvHeads !== 0) throw invalidArgument("options.heads", `a multiple of ${shape.kvHeads} key/value heads`, heads);
     const observation: Observation = observe === undefined ? { kind: "none" } : "observe" in observe ? observe.observe : observe;
     const bindings: Record<string, Bytes | NativeHandle> = { cache: this.handle };
     const first = layers[0] as KvRows, n = rowsOf("layers[0].key", first?.key, shape.kvHeads * shape.headDim).tokens, attends = first.query !== undefined;
+    const heads = this.headsOf(first.query ?? first.queryBeforeRope, n), positions = options.positions ?? Int32Array.from({ length: n }, (_, i) => this.nextPosition + i);
     const outputs = attends ? layers.map(() => new Float32Array(n * heads * shape.headDim)) : [];
     for (const [i, layer] of layers.entries()) {
       const add = (name: "key" | "value" | "query" | "queryBeforeRope", wanted: boolean, count: number): void => {
@@ -132,15 +134,16 @@ export class KvCache extends NativeResource {
       if (attends) bindings[`out${i}`] = outputs[i]!;
     }
     if (!attends && (observation.kind === "window" || observation.kind === "all")) throw invalidArgument("layers[0].query", `queries, which '${observation.kind}' observes,`, undefined);
-    if (positions !== undefined && (!(positions instanceof Int32Array) || positions.length !== n)) throw invalidArgument("options.positions", `an Int32Array of ${n} positions`, positions);
+    if (!(positions instanceof Int32Array) || positions.length !== n) throw invalidArgument("options.positions", `an Int32Array of ${n} positions`, positions);
     if (path !== undefined) checkPath(path, n);
     if (observation.kind !== "none") this.startObserving(observation, heads);
     const before = callNative(() => native.cacheStatistics(this.handle));
-    if (positions ?? path) bindings["positions"] = positions ?? Int32Array.from({ length: n }, (_, i) => before.nextPosition + i);
+    bindings["positions"] = positions;
     if (path) Object.assign(bindings, { path: Int32Array.from({ length: n }, (_, i) => path[i] ?? 0), count: Int32Array.of(path.length) });
     if (observation.kind === "queries") bindings["statistics"] = this.statistics!;
-    const graph = this.appendGraph({ heads, scale, observation, attends, positions: bindings["positions"] !== undefined, path: path !== undefined, room: roomFor(before.tokens + n), most: roomFor(n) });
-    await this.during(() => graph.run({ symbols: { n }, bindings, scalars: { skip: observation.kind === "queries" ? Math.max(0, observation.sinks - before.nextPosition) : 0 } }, { signal, threads }));
+    const graph = this.appendGraph({ heads, scale, observation, attends, path: path !== undefined, room: roomFor(before.tokens + n), most: roomFor(n) });
+    await this.during(() => graph.run({ symbols: { n }, bindings, scalars: { skip: observation.kind === "queries" ? Math.max(0, observation.sinks - this.nextPosition) : 0 } }, { signal, threads }));
+    this.nextPosition = (path ? path.map((row) => positions[row]!) : positions).reduce((next, position) => Math.max(next, position + 1), this.nextPosition);
     return outputs.map((data) => tensor(data, [n, heads, shape.headDim]));
   }
 
@@ -156,7 +159,7 @@ export class KvCache extends NativeResource {
   }
 
   stats(): KvCacheStatistics {
-    return { ...callNative(() => native.cacheStatistics(this.handle)), evicted: this.evicted };
+    return { ...callNative(() => native.cacheStatistics(this.handle)), nextPosition: this.nextPosition, evicted: this.evicted };
   }
 
   /** The pages of each layer and head. */
@@ -179,7 +182,9 @@ export class KvCache extends NativeResource {
   /** Keeps the first `tokens` tokens of each head; pages behind them are freed. */
   truncate(tokens: number): void {
     checkInteger("tokens", tokens, 0);
+    if (tokens >= this.stats().tokens) return;
     callNative(() => native.truncateCache(this.handle, tokens));
+    this.nextPosition = this.pastPosition();
   }
 
   /**
@@ -190,7 +195,8 @@ export class KvCache extends NativeResource {
   async evict(policy: CachePolicy, options: EvictOptions = {}): Promise<number> {
     this.checkObserved(policy);
     const before = this.stats(), eviction = this.evictionOf(policy, roomFor(before.tokens), options.rope);
-    await this.during(() => eviction.run(this.handle, { signal: options.signal, threads: options.threads, statistics: this.statistics }));
+    await this.during(() => eviction.run(this.handle, { signal: options.signal, threads: options.threads, statistics: this.statistics, seen: this.nextPosition }));
+    if (policy.rerotate) this.nextPosition = this.pastPosition();
     return this.countEvicted(before);
   }
 
@@ -249,6 +255,7 @@ export class KvCache extends NativeResource {
     await this.keep(all, { ...options, dense: true });
     using rotation = rotationGraph({ layers, rope: new Array<RopeConfig>(layers).fill(rope), mostTokens: tokens });
     await this.during(() => rotation.run({ bindings: { cache: this.handle } }, { threads: options.threads }));
+    this.nextPosition = this.pastPosition();
   }
 
   /** Converts the pages before each head's last `recent` tokens. */
@@ -260,17 +267,20 @@ export class KvCache extends NativeResource {
 
   /** Writes the cache to a file. */
   async save(path: string): Promise<void> {
-    await this.during(() => saveCache(path, this.handle, { ...this.shape, heads: this.heads, observing: this.observing, evicted: this.evicted }, this.statistics));
+    await this.during(() => saveCache(path, this.handle, { ...this.shape, heads: this.heads, observing: this.observing, evicted: this.evicted, extra: { nextPosition: this.nextPosition } }, this.statistics));
   }
 
   /** Reads what save() wrote. Errors: ModelFormatError for a damaged file or one of another version; errors of the file system. */
   static async load(path: string, options: { readonly byteLimit?: number } = {}): Promise<KvCache> {
-    return loadCache(path, ({ heads, observing, evicted, ...shape }) => {
+    let extra: unknown;
+    const loaded = await loadCache(path, ({ heads, observing, evicted, extra: given, ...shape }) => {
       const cache = new KvCache({ ...shape, ...options });
       if (observing) callNative(() => native.observeCache(cache.handle));
-      Object.assign(cache, { heads, observing, evicted });
-      return cache;
+      extra = given?.["nextPosition"];
+      return Object.assign(cache, { heads, observing, evicted });
     });
+    loaded.nextPosition = Math.max(loaded.pastPosition(), Number.isSafeInteger(extra) ? (extra as number) : 0);
+    return loaded;
   }
 
   /** @internal */
@@ -286,11 +296,25 @@ export class KvCache extends NativeResource {
     this.evictions.clear();
   }
 
+  /** One more than the largest position that is there. */
+  private pastPosition(): number {
+    return callNative(() => native.cacheStatistics(this.handle)).nextPosition;
+  }
+
   private countEvicted(before: CacheStatistics): number {
     const total = (lengths: Int32Array): number => lengths.reduce((sum, length) => sum + length, 0);
     const went = total(before.lengths) - total(this.stats().lengths);
     this.evicted += went;
     return went;
+  }
+
+  /** Query heads by the length of n queries; without queries, as before. */
+  private headsOf(query: Rows | undefined, n: number): number {
+    if (query === undefined) return this.heads;
+    const { kvHeads, headDim } = this.shape, { tokens: heads } = rowsOf("layers[0].query", query, n * headDim);
+    if (heads % kvHeads !== 0) throw invalidArgument("layers[0].query", `a multiple of ${kvHeads} heads`, `${heads} heads`);
+    if (this.statistics && heads !== this.heads) throw invalidArgument("layers[0].query", `${this.heads} heads as before`, `${heads} heads`);
+    return heads;
   }
 
   private startObserving(observation: Observation, heads: number): void {
@@ -344,9 +368,9 @@ export class KvCache extends NativeResource {
         if (columnSums) cacheObserve(columnSums, cache, { layer, scale: sums!.scale, accumulate: sums!.accumulate });
         graph.output(`out${layer}`, out);
       }
-      const positions = plan.positions ? graph.binding("positions", "i32", [n]) : undefined;
+      const positions = graph.binding("positions", "i32", [n]);
       const accepted = plan.path ? { path: graph.binding("path", "i32", [n]), count: graph.binding("count", "i32", [1]) } : undefined;
-      return compile(graph, { cache: { binding: cache, newTokens: n, ...(positions && { positions }), ...(accepted && { accepted }) } });
+      return compile(graph, { cache: { binding: cache, newTokens: n, positions, ...(accepted && { accepted }) } });
     });
   }
 }
@@ -356,7 +380,6 @@ interface AppendPlan {
   readonly scale: number;
   readonly observation: Observation;
   readonly attends: boolean;
-  readonly positions: boolean;
   readonly path: boolean;
   /** Of any head, and of one step: what memory is planned for. */
   readonly room: number;

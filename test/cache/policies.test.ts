@@ -82,7 +82,7 @@ t.test("each policy keeps what its formula says, of every layer and head", async
       const random = randomNumbers(7), steps = [0, 1].map(() => randomStep(random, tokens, shape, heads));
       using cache = new KvCache(shape);
       const rows = policy.observe.kind === "queries" ? steps.map(({ query, ...rest }) => ({ ...rest, queryBeforeRope: query })) : steps;
-      await cache.append(rows, { observe: policy, heads, threads });
+      await cache.append(rows, { observe: policy, threads });
       const went = await cache.evict(policy, { threads, rope });
       t.equal(went, shape.layers * shape.kvHeads * (tokens - budget), `${name}: how many went`);
       for (const layer of [0, 1]) {
@@ -102,7 +102,7 @@ t.test("each policy keeps what its formula says, of every layer and head", async
 t.test("pyramidKV's budgets fall from layer to layer", async (t) => {
   const policy = pyramidKV({ budget: 40, window: 8, beta: 4 }), deep = { ...shape, layers: 5 }, random = randomNumbers(3);
   using cache = new KvCache(deep);
-  await cache.append(Array.from({ length: 5 }, () => randomStep(random, tokens, deep, heads)), { observe: policy, heads });
+  await cache.append(Array.from({ length: 5 }, () => randomStep(random, tokens, deep, heads)), { observe: policy });
   await cache.evict(policy);
   const want = [70, 55, 40, 25, 10];
   t.same(Array.from(cache.stats().lengths), want.flatMap((budget) => [budget, budget]));
@@ -114,7 +114,7 @@ t.test("adaKV divides a layer's budget over its heads", async (t) => {
   for (const { value } of steps) for (let i = 0; i < value.length; i++) if (Math.floor(i / shape.headDim) % 2 === 0) value[i] = value[i]! * 2;
   for (const safeguard of [0, 0.2, 1]) {
     using cache = new KvCache(shape);
-    await cache.append(steps, { heads });
+    await cache.append(steps);
     await cache.evict(adaKV({ policy: valueNorm({ budget }), safeguard }));
     for (const layer of [0, 1]) {
       const scores = [0, 1].map((head) => headRows(steps[layer]!.value, 2, shape.headDim, head).map(norm));
@@ -128,7 +128,7 @@ t.test("randomEviction is decided by its seed", async (t) => {
   const kept = async (seed: number): Promise<number[][]> => {
     using cache = new KvCache(shape);
     const random = randomNumbers(5);
-    await cache.append([0, 1].map(() => randomStep(random, tokens, shape, heads)), { heads });
+    await cache.append([0, 1].map(() => randomStep(random, tokens, shape, heads)));
     await cache.evict(randomEviction({ budget, seed }));
     return keptPositions(cache);
   };
@@ -162,7 +162,7 @@ t.test("quantizeBeyond converts what lies before the recent tokens, alone or beh
   for (const policy of [quantizeBeyond(undefined, { recent: 40, type: "int8" }), quantizeBeyond(kNorm({ budget: 120 }), { recent: 40, type: "int4" })]) {
     const random = randomNumbers(13);
     using cache = new KvCache(shape);
-    await cache.append([0, 1].map(() => randomStep(random, tokens, shape, heads)), { heads });
+    await cache.append([0, 1].map(() => randomStep(random, tokens, shape, heads)));
     await cache.evict(policy);
     const pages = cache.pageMap()[1]![0]!.map(({ type }) => type), type = policy.quantize!.type;
     t.same(pages, policy.name === "quantizeBeyond" ? [type, type, type, "f32", "f32"] : [type, type, "f32", "f32"], policy.name);
@@ -201,11 +201,11 @@ t.test("wrong options are named", async (t) => {
 t.test("a policy that observed nothing says so, and one without rope", async (t) => {
   const random = randomNumbers(1), steps = [0, 1].map(() => randomStep(random, 40, shape, heads));
   using cache = new KvCache(shape);
-  await cache.append(steps, { heads });
+  await cache.append(steps);
   await t.rejects(cache.evict(snapKV({ budget: 8 })), { name: "ArgumentError", message: /observe: snapKV/ });
   await t.rejects(cache.evict(expectedAttention({ budget: 8 })), { name: "ArgumentError", message: /observe: expectedAttention/ });
   await t.rejects(cache.evict(streamingLlm({ budget: 8 })), { name: "ArgumentError", message: /rotary embedding/ });
-  await t.rejects(cache.append(steps.map(({ key, value }) => ({ key, value })), { observe: snapKV({ budget: 8 }), heads }), { name: "ArgumentError", argument: "layers[0].query" });
+  await t.rejects(cache.append(steps.map(({ key, value }) => ({ key, value })), { observe: snapKV({ budget: 8 }) }), { name: "ArgumentError", argument: "layers[0].query" });
   t.equal(cache.stats().tokens, 40);
 });
 

@@ -43,7 +43,7 @@ async function filled(vector: Vector, batch: number, { layers = 1, policy, befor
     return { key: rows(vector, "k", entry, from, to), value: rows(vector, values, entry, from, to), ...query };
   });
   if (first > 0) await cache.append(step(0, first, false), { threads });
-  if (queries && policy) await cache.append(step(first, tokens, true), { observe: policy, heads: queries.at(-3)!, threads });
+  if (queries && policy) await cache.append(step(first, tokens, true), { observe: policy, threads });
   return cache;
 }
 
