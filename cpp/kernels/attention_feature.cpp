@@ -79,10 +79,8 @@ void slotGroup(const Problem& problem, const SlotAttentionArgs& args, int64_t ba
     for (int64_t h = 0; h < heads; ++h) {
       const Unit unit = slotUnit(problem, args, batch, firstHead + h);
       LoadedBlock block(unit.source, key, count, space.block, true, false);
-      for (int64_t r = 0; r < slots; r += kRows)
-        for (int p = 0; p < panels; ++p)
-          anyScorePanel<kRows>(int(std::min<int64_t>(slots - r, kRows)), space.query + h * queryFloats + r * problem.headDim, block, p, problem.headDim,
-                               space.scores + (h * slots + r) * kBlockKeys);
+      for (int p = 0; p < panels; ++p)
+        scoreRows(int(slots), space.query + h * queryFloats, block, p, problem.headDim, space.scores + h * slots * kBlockKeys);
     }
     softmaxOverRows(space.scores, rows, panels * kPanelVectors);
     for (int64_t h = 0; h < heads; ++h) {
@@ -100,9 +98,7 @@ void slotGroup(const Problem& problem, const SlotAttentionArgs& args, int64_t ba
         }
         space.sum[h * slots + s] += sumLanes(total);
       }
-      for (int64_t r = 0; r < slots; r += kRows)
-        anyValueRows<kRows>(int(std::min<int64_t>(slots - r, kRows)), space.scores + (h * slots + r) * kBlockKeys, block, 0, count, 0, int(stride / kTileWidth),
-                            space.out + (h * slots + r) * stride, stride);
+      addValueRows(int(slots), space.scores + h * slots * kBlockKeys, block, 0, count, 0, int(stride / kTileWidth), space.out + h * slots * stride, stride);
     }
   }
   for (int64_t i = 0; i < rows; ++i) {

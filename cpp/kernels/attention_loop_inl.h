@@ -54,13 +54,12 @@ struct Workspace {
   float *query, *block, *scores, *out, *merged, *maximum, *sum, *mergedMaximum, *mergedSum;
 };
 
-constexpr int64_t kInPlaceRows = 2 * kRows;                 // so few read the cache's pages as they are
 constexpr int64_t kTileBytes = int64_t(kScratchBytes) / 2;  // the other half of the first thread's holds partial results
 constexpr int64_t kTileFloats = kTileBytes / int64_t(sizeof(float));
 
 inline int64_t tileFloats(const Problem& problem, int64_t rows) {
   const int64_t padded = roundUp(rows, kRows);
-  return problem.blockFloats() + padded * (problem.headDim + 2 * problem.stride() + 4) + kGroupRows * kBlockKeys + 256;
+  return problem.blockFloats() + padded * (problem.headDim + 2 * problem.stride() + 4) + kGroupRows * kBlockKeys + 320;
 }
 
 inline Workspace carve(const Problem& problem, int64_t rows, std::byte* scratch) {
@@ -77,10 +76,10 @@ inline Workspace carve(const Problem& problem, int64_t rows, std::byte* scratch)
   w.query = take(padded * problem.headDim + kLanes);
   w.out = take(padded * problem.stride());
   w.merged = take(padded * problem.stride());
-  w.maximum = take(padded);
-  w.sum = take(padded);
-  w.mergedMaximum = take(padded);
-  w.mergedSum = take(padded);
+  w.maximum = take(padded + kLanes);
+  w.sum = take(padded + kLanes);
+  w.mergedMaximum = take(padded + kLanes);
+  w.mergedSum = take(padded + kLanes);
   return w;
 }
 
@@ -154,8 +153,7 @@ template <typename AnyBlock> Cover scoreGroup(const Tile& tile, AnyBlock& block,
   for (int p = 0; p < kBlockPanels; ++p) {
     if (cover == Cover::partial && !any.word[p]) continue;
     block.needKeys(p);
-    for (int r = 0; r < rows; r += kRows)
-      anyScorePanel<kRows>(std::min(rows - r, kRows), query + r * problem.headDim, block, p, problem.headDim, scores + r * kBlockKeys);
+    scoreRows(rows, query, block, p, problem.headDim, scores);
   }
   if (problem.softcap != 0)
     for (int r = 0; r < rows; ++r) softcapRow(scores + r * kBlockKeys, count, problem.softcap);
@@ -223,26 +221,26 @@ template <typename T> void valuesOfGroup(const Tile& tile, const Block<T>& block
           if (!visible[i].word[v / kPanelVectors]) store(tile.space.scores + i * kBlockKeys + v * kLanes, zero());
     }
   for (int c = 0; c < columns; c += columnStep) {
+    if (!visible) {
+      addValueRows(rows, tile.space.scores, block, begin, end, c, c + columnStep, tile.space.out + first * stride, stride);
+      continue;
+    }
     for (int r = 0; r < rows; r += kRows) {
       const int count = std::min(rows - r, kRows);
       const float* weights = tile.space.scores + r * kBlockKeys;
       float* out = tile.space.out + (first + r) * stride;
-      if (!visible) {
-        anyValueRows<kRows>(count, weights, block, begin, end, c, c + columnStep, out, stride);
-        continue;
-      }
       // All rows together where they see the same run of keys; what a row sees before and behind it, row by row.
       const auto ownRuns = [&](int i, int from, int to) {
         for (int a = nextKey(visible[r + i], from, true); a < to;) {
           const int b = std::min(nextKey(visible[r + i], a, false), to);
-          anyValueRows<1>(1, weights + i * kBlockKeys, block, a, b, c, c + columnStep, out + i * stride, stride);
+          addValueRows(1, weights + i * kBlockKeys, block, a, b, c, c + columnStep, out + i * stride, stride);
           a = b < to ? nextKey(visible[r + i], b, true) : to;
         }
       };
       const Runs& run = runs[r / kRows];
       if (begin < run.begin)
         for (int i = 0; i < count; ++i) ownRuns(i, begin, run.begin);
-      if (run.begin < run.end) anyValueRows<kRows>(count, weights, block, run.begin, run.end, c, c + columnStep, out, stride);
+      if (run.begin < run.end) addValueRows(count, weights, block, run.begin, run.end, c, c + columnStep, out, stride);
       if (run.end < end)
         for (int i = 0; i < count; ++i) ownRuns(i, run.end, end);
     }
@@ -273,7 +271,7 @@ template <typename AnyBlock> void groupAgainstBlock(const Tile& tile, AnyBlock& 
   const Cover cover = scoreGroup(tile, block, key, first, rows, visible);
   if (cover == Cover::none) return;
   const Visible* seen = cover == Cover::partial ? visible : nullptr;
-  float scale[kGroupRows];
+  alignas(64) float scale[kGroupRows + kLanes];
   softmaxRows(tile.space.scores, seen, rows, tile.space.maximum + first, tile.space.sum + first, scale);
   for (int r = 0; r < rows; ++r)
     if (scale[r] != 1.0f) scaleSums(tile, first + r, scale[r]);
@@ -281,7 +279,13 @@ template <typename AnyBlock> void groupAgainstBlock(const Tile& tile, AnyBlock& 
 }
 
 template <typename AnyBlock> void tileAgainstBlock(const Tile& tile, AnyBlock block, int64_t key) {
-  for (int64_t r = 0; r < tile.rows; r += kGroupRows) groupAgainstBlock(tile, block, key, r, int(std::min<int64_t>(tile.rows - r, kGroupRows)));
+  const int64_t next = std::min(key + kBlockKeys, tile.unit.keys), count = std::min(tile.unit.keys - next, int64_t(kBlockKeys));
+  const bool fetchNext = tile.rows > kGroupRows && count > 0 && tile.cover(0, tile.rows, next) != Cover::none;
+  for (int64_t r = 0; r < tile.rows; r += kGroupRows) {
+    const int64_t end = std::min(r + kGroupRows, tile.rows);
+    if (fetchNext) fetchTokens(tile.unit.source, next + count * r / tile.rows, next + count * end / tile.rows);
+    groupAgainstBlock(tile, block, key, r, int(end - r));
+  }
 }
 
 void groupAgainstPaths(const Tile& tile, int64_t key, int64_t first, int rows);  // attention_path_inl.h
@@ -291,7 +295,7 @@ inline bool tileAgainstChunk(const Tile& tile, int64_t chunk) {
   const int64_t stride = tile.problem.stride(), keys = tile.unit.keys;
   const Source& source = tile.unit.source;
   const bool converted = source.element == DType::i8 || source.element == DType::i4 || source.mixed;  // before use, panel by panel
-  const bool inPlace = tile.rows <= kInPlaceRows && source.pages && !converted && source.valueDim % kTileWidth == 0;
+  const bool inPlace = source.pages && !converted && source.valueDim % kTileWidth == 0;
   const int64_t paths = tile.unit.mask.shape == MaskShape::path ? tile.unit.mask.operands.prefix / kBlockKeys * kBlockKeys : keys;
   bool started = false;
   for (int64_t key = chunk * kChunkKeys; key < std::min((chunk + 1) * kChunkKeys, keys); key += kBlockKeys) {
@@ -309,9 +313,9 @@ inline bool tileAgainstChunk(const Tile& tile, int64_t chunk) {
       continue;
     }
     const int count = int(std::min<int64_t>(keys - key, kBlockKeys));
-    if (inPlace && source.element == DType::f16) tileAgainstBlock(tile, PageBlock<f16>(source, key, count, keys), key);
-    else if (inPlace && source.element == DType::bf16) tileAgainstBlock(tile, PageBlock<bf16>(source, key, count, keys), key);
-    else if (inPlace) tileAgainstBlock(tile, PageBlock<float>(source, key, count, keys), key);
+    if (inPlace && source.element == DType::f16) tileAgainstBlock(tile, PageBlock<f16>(source, key, count, keys, tile.rows <= kGroupRows), key);
+    else if (inPlace && source.element == DType::bf16) tileAgainstBlock(tile, PageBlock<bf16>(source, key, count, keys, tile.rows <= kGroupRows), key);
+    else if (inPlace) tileAgainstBlock(tile, PageBlock<float>(source, key, count, keys, tile.rows <= kGroupRows), key);
     else if (tile.rows <= kGroupRows) tileAgainstBlock(tile, PassingBlock(source, key, keys, tile.space.block), key);
     else tileAgainstBlock(tile, LoadedBlock(source, key, count, tile.space.block), key);
   }

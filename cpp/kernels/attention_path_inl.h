@@ -8,9 +8,7 @@ namespace tl::TL_TARGET {
 // Scores of a group's rows against one block of what lies in memory, no mask: stride kBlockKeys.
 inline void storedScores(const Tile& tile, const Block<float>& block, int count, int64_t first, int rows, float* scores) {
   const Problem& problem = tile.problem;
-  for (int p = 0; p * kPanelKeys < count; ++p)
-    for (int r = 0; r < rows; r += kRows)
-      anyScorePanel<kRows>(std::min(rows - r, kRows), tile.space.query + (first + r) * problem.headDim, block, p, problem.headDim, scores + r * kBlockKeys);
+  for (int p = 0; p * kPanelKeys < count; ++p) scoreRows(rows, tile.space.query + first * problem.headDim, block, p, problem.headDim, scores);
   if (problem.softcap != 0)
     for (int r = 0; r < rows; ++r) softcapRow(scores + r * kBlockKeys, count, problem.softcap);
 }
@@ -55,7 +53,7 @@ inline void groupAgainstPaths(const Tile& tile, int64_t key, int64_t first, int 
       forPath(tile, first + r, key, at, [&](int virtualKey, int storedKey) { to[virtualKey] = from[storedKey]; });
     }
   }
-  float scale[kGroupRows];
+  alignas(64) float scale[kGroupRows + kLanes];
   softmaxRows(scores, visible, rows, tile.space.maximum + first, tile.space.sum + first, scale);
   for (int r = 0; r < rows; ++r)
     if (scale[r] != 1.0f) scaleSums(tile, first + r, scale[r]);
@@ -66,10 +64,10 @@ inline void groupAgainstPaths(const Tile& tile, int64_t key, int64_t first, int 
       float* out = tile.space.out + (first + r) * stride;
       const float* weights = scores + r * kBlockKeys;
       if (at == key && unit.mask.window == 0 && shared > 0)
-        anyValueRows<kRows>(count, weights, block, 0, shared, 0, columns, out, stride);
+        addValueRows(count, weights, block, 0, shared, 0, columns, out, stride);
       for (int i = 0; i < count; ++i) {
         const auto addRun = [&](int from, int to, ptrdiff_t shift) {
-          anyValueRows<1>(1, weights + i * kBlockKeys + shift, block, from, to, 0, columns, out + i * stride, stride);
+          addValueRows(1, weights + i * kBlockKeys + shift, block, from, to, 0, columns, out + i * stride, stride);
         };
         if (at == key && unit.mask.window > 0)
           for (int a = nextKey(visible[r + i], 0, true); a < shared;) {

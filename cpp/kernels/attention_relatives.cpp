@@ -175,7 +175,7 @@ struct RunningRow {
     alignas(64) float weights[kBlockKeys];
     for (int v = begin / kLanes; v * kLanes < end; ++v) store(weights + v * kLanes, exp2Clamped(sub(load(scores + v * kLanes), broadcast(maximum))));
     for (int j = begin; j < end; ++j) sum += weights[j];
-    anyValueRows<1>(1, weights, block, begin, end, 0, int(stride / kTileWidth), out, stride);
+    addValueRows(1, weights, block, begin, end, 0, int(stride / kTileWidth), out, stride);
   }
   // One key of logit `score` whose value is the mean of `inner`; that starts anew.
   void addGroup(float score, RunningRow& inner) {

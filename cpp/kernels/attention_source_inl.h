@@ -32,6 +32,9 @@ struct Source {
   KvLayout pageLayout(int64_t panel) const { return {pages[panel]->element, headDim}; }
   template <typename T> const T* pageKeys(int64_t panel) const { return reinterpret_cast<const T*>(pages[panel]->keys()); }
   template <typename T> const T* pageValues(int64_t panel) const { return pageKeys<T>(panel) + headDim * kPageTokens; }
+  int64_t rowBytes(int64_t dim) const {
+    return quantized == Quantized::int4 ? (dim + 1) / 2 : quantized == Quantized::int8 ? dim : dim * int64_t(elementBytes(element));
+  }
   const std::byte* row(const Rows& rows, int64_t key) const {
     return rows.data + (table ? table[key / pageSize] * rows.pageBytes + key % pageSize * rows.rowBytes : key * rows.rowBytes);
   }
@@ -237,6 +240,24 @@ inline void loadValuePanel(const Source& source, int64_t first, int count, const
   else rowValuesToPanel<FloatReader<float>>(source, first, count, ahead, panel);
 }
 
+// Fetches keys and values of tokens [from, to) into the cache: what is loaded next, while this block is used.
+inline void fetchTokens(const Source& source, int64_t from, int64_t to) {
+  const auto fetchRow = [](const std::byte* row, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) prefetch(row + at);
+  };
+  const KvLayout layout{source.element, source.headDim};  // a page of another element type is fetched in part: no harm
+  for (int64_t token = from; token < to; ++token) {
+    if (source.pages) {  // a page's halves, shared out evenly
+      const std::byte* keys = source.pages[token / kPageTokens]->keys() + token % kPageTokens * layout.tokenBytes();
+      fetchRow(keys, layout.tokenBytes());
+      fetchRow(keys + layout.halfBytes(), layout.tokenBytes());
+    } else {
+      fetchRow(source.row(source.keys, token), source.rowBytes(source.headDim));
+      fetchRow(source.row(source.values, token), source.rowBytes(source.valueDim));
+    }
+  }
+}
+
 // How the loop comes to a block: `needKeys` and `needValues` are called before a panel is used.
 
 // Many rows: the whole block is converted once and used by all of them.
@@ -281,10 +302,10 @@ struct PassingBlock : Block<float> {
   float* space;
 };
 
-// Few rows over the cache's pages: read as they are, converted in registers; what comes next is fetched ahead.
+// The cache's pages, read as they are and converted in registers. Few rows fetch what comes next.
 template <typename T> struct PageBlock : Block<T> {
   static constexpr bool kPanelwise = false;
-  PageBlock(const Source& source, int64_t first, int count, int64_t allKeys) {
+  PageBlock(const Source& source, int64_t first, int count, int64_t allKeys, bool fetchAhead) {
     const int64_t panel = first / kPanelKeys, all = ceilDiv(allKeys, kPanelKeys);
     for (int p = 0; p < kBlockPanels; ++p) {
       this->nextKeys[p] = panel + kBlockPanels + p < all ? source.pageKeys<T>(panel + kBlockPanels + p) : nullptr;
@@ -294,7 +315,7 @@ template <typename T> struct PageBlock : Block<T> {
     }
     this->valueRow = source.valueDim;
     this->valueColumn = kTileWidth;
-    this->fetchAhead = true;
+    this->fetchAhead = fetchAhead;
   }
   void needKeys(int) {}
   void needValues(int) {}

@@ -15,6 +15,8 @@ constexpr int kPanelVectors = kPanelKeys / kLanes;
 constexpr int kTileVectors = kVectors == 32 && kLanes == 4 ? 4 : 2;
 constexpr int kTileWidth = kTileVectors * kLanes;        // value columns side by side
 constexpr int kRows = !kFusedMulAdd ? 2 : kVectors == 32 && kTileVectors == 2 ? 12 : 6;  // accumulators fill the registers
+// Rows that scores are formed for together: where registers are few, 3 × 4 vectors of keys take fewer loads than 6 × 2.
+constexpr int kScoreRows = kFusedMulAdd && kVectors == 16 && kPanelKeys / kLanes == 4 ? kRows / 2 : kRows;
 constexpr int kGroupRows = 24;                           // rows that use a panel while it is in the first-level cache
 constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -75,13 +77,14 @@ template <int N> TL_INLINE void exp2Clamped(F32 (&x)[N]) {
   for (int i = 0; i < N; ++i) shifted[i] = add(x[i], magic);
 #pragma GCC unroll 8
   for (int i = 0; i < N; ++i) x[i] = sub(x[i], sub(shifted[i], magic));
-  constexpr float coefficients[] = {0.00967153162f, 0.0555073395f, 0.240222424f, 0.693147004f, 1.0f};
 #pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) p[i] = broadcast(0.00132647716f);
-#pragma GCC unroll 8
-  for (float coefficient : coefficients)
-#pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) p[i] = mulAdd(p[i], x[i], broadcast(coefficient));
+  for (int i = 0; i < N; ++i) {  // Estrin's scheme: half the latency of Horner's
+    const F32 square = mul(x[i], x[i]);
+    const F32 high = mulAdd(x[i], broadcast(0.00132647716f), broadcast(0.00967153162f));
+    const F32 middle = mulAdd(x[i], broadcast(0.0555073395f), broadcast(0.240222424f));
+    const F32 low = mulAdd(x[i], broadcast(0.693147004f), broadcast(1.0f));
+    p[i] = mulAdd(square, mulAdd(square, high, middle), low);
+  }
 #pragma GCC unroll 8
   for (int i = 0; i < N; ++i) x[i] = asFloat(add(asInt(p[i]), shiftLeft(asInt(shifted[i]), 23)));
 }
@@ -96,13 +99,39 @@ inline float exp2Clamped(float x) {
   return lanes[0];
 }
 
+// sums[r][v] += factor(r) · vector(v). What there is less of stays in registers.
+template <int MR, int NV, typename Factor, typename Vector> TL_INLINE void multiplyTile(F32 (&sums)[MR][NV], Factor&& factor, Vector&& vector) {
+  if constexpr (MR < NV) {
+    F32 x[MR];
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r) x[r] = broadcast(factor(r));
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; ++v) {
+      const F32 y = vector(v);
+#pragma GCC unroll 16
+      for (int r = 0; r < MR; ++r) sums[r][v] = mulAdd(x[r], y, sums[r][v]);
+    }
+  } else {
+    F32 y[NV];
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; ++v) y[v] = vector(v);
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r) {
+      const F32 x = broadcast(factor(r));
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; ++v) sums[r][v] = mulAdd(x, y[v], sums[r][v]);
+    }
+  }
+}
+
 // Vectors of keys that a tile of MR rows takes at a time: wider where few rows would leave registers empty.
 template <int MR> constexpr int scoreWidth() {
   return MR * 2 <= kRows && 2 * kTileVectors <= kPanelVectors ? 2 * kTileVectors : kTileVectors;
 }
 
 // query [headDim][kRows], keys [headDim][32]; scores of MR rows at stride kBlockKeys.
-template <int MR, bool Ahead, typename T> void scorePanel(const float* query, const T* keys, int64_t headDim, ptrdiff_t ahead, float* scores) {
+template <int MR, bool Ahead, typename T>
+TL_INLINE void scorePanel(const float* query, const T* keys, int64_t headDim, ptrdiff_t ahead, float* scores) {
   constexpr int NV = scoreWidth<MR>();
   for (int first = 0; first < kPanelVectors; first += NV) {
     F32 sums[MR][NV];
@@ -114,16 +143,8 @@ template <int MR, bool Ahead, typename T> void scorePanel(const float* query, co
     const float* q = query;
 #pragma GCC unroll 4  // short loops are predicted to their end
     for (int64_t d = 0; d < headDim; ++d, k += kPanelKeys, q += kRows) {
-      F32 key[NV];
       if constexpr (Ahead) fetch<NV * kLanes * int(sizeof(T))>(k, ahead);
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) key[v] = load(k + v * kLanes);
-#pragma GCC unroll 16
-      for (int r = 0; r < MR; ++r) {
-        const F32 x = broadcast(q[r]);
-#pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) sums[r][v] = mulAdd(x, key[v], sums[r][v]);
-      }
+      multiplyTile(sums, [&](int r) { return q[r]; }, [&](int v) { return load(k + v * kLanes); });
     }
 #pragma GCC unroll 16
     for (int r = 0; r < MR; ++r)
@@ -149,16 +170,9 @@ TL_INLINE void valueColumns(const float* weights, const Block<T>& block, int beg
     const ptrdiff_t ahead = Ahead ? bytesAhead(block.values[panel], block.nextKeys[panel]) : 0;
 #pragma GCC unroll 4
     for (int j = from; j < to; ++j, v0 += block.valueRow, ++p) {
-      F32 value[NV];
       if constexpr (Ahead) fetch<NV * kLanes * int(sizeof(T))>(v0, ahead);
-#pragma GCC unroll 16
-      for (int v = 0; v < NV; ++v) value[v] = load(v0 + (v / kTileVectors) * block.valueColumn + (v % kTileVectors) * kLanes);
-#pragma GCC unroll 16
-      for (int r = 0; r < MR; ++r) {
-        const F32 x = broadcast(p[r * kBlockKeys]);
-#pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v) sums[r][v] = mulAdd(x, value[v], sums[r][v]);
-      }
+      multiplyTile(sums, [&](int r) { return p[r * kBlockKeys]; },
+                   [&](int v) { return load(v0 + (v / kTileVectors) * block.valueColumn + (v % kTileVectors) * kLanes); });
     }
   }
 #pragma GCC unroll 16
@@ -171,7 +185,7 @@ TL_INLINE void valueColumns(const float* weights, const Block<T>& block, int beg
 template <int MR> constexpr int valueWidth() { return MR == 1 && kRows >= 4 ? 4 : MR * 2 <= kRows ? 2 : 1; }
 
 template <int MR, bool Ahead, typename T>
-void valueRows(const float* weights, const Block<T>& block, int begin, int end, int column, int endColumn, float* out, int64_t stride) {
+TL_INLINE void valueRows(const float* weights, const Block<T>& block, int begin, int end, int column, int endColumn, float* out, int64_t stride) {
   constexpr int NC = valueWidth<MR>();
   for (; column + NC <= endColumn; column += NC) valueColumns<MR, NC, Ahead>(weights, block, begin, end, column, out, stride);
   if constexpr (NC > 1)
@@ -179,24 +193,42 @@ void valueRows(const float* weights, const Block<T>& block, int begin, int end, 
 }
 
 // The same for `rows` of 1 … MR.
-template <int MR, typename T> void anyScorePanel(int rows, const float* query, const Block<T>& block, int panel, int64_t headDim, float* scores) {
+template <int MR, bool Ahead, typename T> void fewScores(int rows, const float* query, const T* keys, int64_t headDim, ptrdiff_t ahead, float* scores) {
   if constexpr (MR > 1)
-    if (rows < MR) return anyScorePanel<MR - 1>(rows, query, block, panel, headDim, scores);
-  scores += panel * kPanelKeys;
-  if (!std::is_same_v<T, float> || block.fetchAhead)
-    scorePanel<MR, true>(query, block.keys[panel], headDim, bytesAhead(block.keys[panel], block.values[panel]), scores);
-  else if constexpr (std::is_same_v<T, float>)
-    scorePanel<MR, false>(query, block.keys[panel], headDim, 0, scores);
+    if (rows < MR) return fewScores<MR - 1, Ahead>(rows, query, keys, headDim, ahead, scores);
+  scorePanel<MR, Ahead>(query, keys, headDim, ahead, scores);
 }
-template <int MR, typename T>
-void anyValueRows(int rows, const float* weights, const Block<T>& block, int begin, int end, int column, int endColumn, float* out,
-                  int64_t stride) {
+template <int MR, bool Ahead, typename T>
+void fewValues(int rows, const float* weights, const Block<T>& block, int begin, int end, int column, int endColumn, float* out, int64_t stride) {
   if constexpr (MR > 1)
-    if (rows < MR) return anyValueRows<MR - 1>(rows, weights, block, begin, end, column, endColumn, out, stride);
-  if (!std::is_same_v<T, float> || block.fetchAhead)
-    valueRows<MR, true>(weights, block, begin, end, column, endColumn, out, stride);
-  else if constexpr (std::is_same_v<T, float>)
-    valueRows<MR, false>(weights, block, begin, end, column, endColumn, out, stride);
+    if (rows < MR) return fewValues<MR - 1, Ahead>(rows, weights, block, begin, end, column, endColumn, out, stride);
+  valueRows<MR, Ahead>(weights, block, begin, end, column, endColumn, out, stride);
+}
+
+// Scores of any number of rows and one panel; the rows' queries lie in panels of kRows. The first rows fetch ahead.
+template <typename T> void scoreRows(int rows, const float* query, const Block<T>& block, int panel, int64_t headDim, float* scores) {
+  const T* keys = block.keys[panel];
+  scores += panel * kPanelKeys;
+  int r = 0;
+  if (block.fetchAhead) {
+    fewScores<kScoreRows, true>(std::min(rows, kScoreRows), query, keys, headDim, bytesAhead(keys, block.values[panel]), scores);
+    r = kScoreRows;
+  }
+  const auto queryOf = [&](int row) { return query + row / kRows * kRows * headDim + row % kRows; };
+  for (; r + kScoreRows <= rows; r += kScoreRows) scorePanel<kScoreRows, false>(queryOf(r), keys, headDim, 0, scores + r * kBlockKeys);
+  if (r < rows) fewScores<kScoreRows, false>(rows - r, queryOf(r), keys, headDim, 0, scores + r * kBlockKeys);
+}
+
+// Weighted values of keys begin … end − 1 go to the sums of any number of rows, columns `column` … endColumn − 1.
+template <typename T>
+void addValueRows(int rows, const float* weights, const Block<T>& block, int begin, int end, int column, int endColumn, float* out, int64_t stride) {
+  int r = 0;
+  if (block.fetchAhead) {
+    fewValues<kRows, true>(std::min(rows, kRows), weights, block, begin, end, column, endColumn, out, stride);
+    r = kRows;
+  }
+  for (; r + kRows <= rows; r += kRows) valueRows<kRows, false>(weights + r * kBlockKeys, block, begin, end, column, endColumn, out + r * stride, stride);
+  if (r < rows) fewValues<kRows, false>(rows - r, weights + r * kBlockKeys, block, begin, end, column, endColumn, out + r * stride, stride);
 }
 
 constexpr int kBlockVectors = kBlockKeys / kLanes;
@@ -206,8 +238,26 @@ TL_INLINE uint32_t vectorBits(const Visible& visible, int v) {
   return (visible.word[v * kLanes / 32] >> (v * kLanes % 32)) & uint32_t((uint64_t(1) << kLanes) - 1);
 }
 
-// Largest score of a row; −inf where it sees nothing. `visible` null = all keys.
-inline float maximumOfRow(const float* scores, const Visible* visible) {
+// Lane i: the largest lane, or the sum of the lanes, of rows[i], as maxLanes and sumLanes form them.
+TL_INLINE F32 maximumOfEach(F32 (&rows)[kLanes]) {
+  transpose(rows);
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) rows[i] = max(rows[i], rows[i + half]);
+  return rows[0];
+}
+TL_INLINE F32 sumOfEach(F32 (&rows)[kLanes]) {
+  transpose(rows);
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) rows[i] = add(rows[i], rows[i + half]);
+  return rows[0];
+}
+
+// Largest scores of a row, lane by lane; −inf where it sees nothing. `visible` null = all keys.
+TL_INLINE F32 maximumOfRow(const float* scores, const Visible* visible) {
   const F32 nothing = broadcast(-kInfinity);
   F32 largest[2] = {nothing, nothing};
   for (int p = 0; p < kBlockPanels; ++p) {
@@ -220,17 +270,21 @@ inline float maximumOfRow(const float* scores, const Visible* visible) {
       largest[v % 2] = max(largest[v % 2], s);
     }
   }
-  const float most = maxLanes(max(largest[0], largest[1]));
-  if (most != -kInfinity) return most;
-  for (int v = 0; v < kBlockVectors; ++v) {  // max may lose a NaN; where nothing else is seen it has to show
-    const uint32_t bits = visible ? vectorBits(*visible, v) : ~uint32_t(0);
-    if (bits & bitsOfLanes(isNan(load(scores + v * kLanes)))) return std::numeric_limits<float>::quiet_NaN();
-  }
-  return most;
+  return max(largest[0], largest[1]);
 }
 
-// Replaces scores by weights 2^(s − maximum) and answers their sum. Panels without a visible key are not touched.
-inline float weightsOfRow(float* scores, const Visible* visible, float maximum) {
+// max may lose a NaN; where nothing else is seen it has to show.
+inline bool rowHasNan(const float* scores, const Visible* visible) {
+  for (int v = 0; v < kBlockVectors; ++v) {
+    const uint32_t bits = visible ? vectorBits(*visible, v) : ~uint32_t(0);
+    if (bits & bitsOfLanes(isNan(load(scores + v * kLanes)))) return true;
+  }
+  return false;
+}
+
+// Replaces scores by weights 2^(s − maximum) and answers their sums, lane by lane. Panels without a visible key are not
+// touched.
+TL_INLINE F32 weightsOfRow(float* scores, const Visible* visible, float maximum) {
   const F32 shift = broadcast(maximum);
   F32 total = zero();
 #pragma GCC unroll 1
@@ -253,39 +307,37 @@ inline float weightsOfRow(float* scores, const Visible* visible, float maximum) 
       for (int v = 0; v < half; ++v) weight[v] = add(weight[v], weight[v + half]);
     total = add(total, weight[0]);
   }
-  return sumLanes(total);
+  return total;
 }
 
-// One step of online softmax for `rows` ≤ kGroupRows rows of scores, at stride kBlockKeys: scores become weights, maximum
-// and sum are brought up to date, scale[r] is what the row's sums so far have to be multiplied by.
+// One step of online softmax for `rows` rows of scores, at stride kBlockKeys: scores become weights, maximum and sum are
+// brought up to date, scale[r] is what the row's sums so far have to be multiplied by. All three have room for
+// roundUp(rows, kLanes) rows; what lies past `rows` in maximum and sum stays as it is.
 inline void softmaxRows(float* scores, const Visible* visible, int rows, float* maximum, float* sum, float* scale) {
-  alignas(64) float before[kGroupRows], after[kGroupRows];
-  bool changed = false;
-  for (int r = 0; r < rows; ++r) {
-    const float largest = maximumOfRow(scores + r * kBlockKeys, visible ? visible + r : nullptr);
-    before[r] = maximum[r];
-    after[r] = largest > maximum[r] || (largest != largest && maximum[r] == -kInfinity) ? largest : maximum[r];
-    changed |= !(after[r] == before[r]);
-    scale[r] = 1;
-  }
-  if (changed) {
-    for (int r = rows; r < kGroupRows; ++r) before[r] = after[r] = 0;
-    for (int r = 0; r < rows; r += kLanes) {
-      const F32 old = load(before + r), now = load(after + r);
-      alignas(64) float factors[kLanes];
-      store(factors, exp2Clamped(sub(old, now)));
-      for (int i = 0; i < kLanes && r + i < rows; ++i)
-        if (after[r + i] != before[r + i]) scale[r + i] = before[r + i] == -kInfinity ? 1.0f : factors[i];  // nothing to scale yet
+  const F32 nothing = broadcast(-kInfinity);
+  for (int first = 0; first < rows; first += kLanes) {  // a vector's worth of rows: what is horizontal becomes vertical
+    const int count = std::min(rows - first, kLanes);
+    const Visible* seen = visible ? visible + first : nullptr;
+    float* row = scores + first * kBlockKeys;
+    F32 lanes[kLanes];
+    for (int i = 0; i < kLanes; ++i) lanes[i] = i < count ? maximumOfRow(row + i * kBlockKeys, seen ? seen + i : nullptr) : nothing;
+    const F32 largest = maximumOfEach(lanes), before = load(maximum + first);
+    alignas(64) float after[kLanes];
+    store(after, select(greaterThan(largest, before), largest, before));
+    const uint32_t something = bitsOfLanes(greaterThan(largest, nothing));
+    for (int i = 0; i < count; ++i)
+      if (!(something >> i & 1) && after[i] == -kInfinity && rowHasNan(row + i * kBlockKeys, seen ? seen + i : nullptr))
+        after[i] = std::numeric_limits<float>::quiet_NaN();
+    const F32 factor = select(greaterThan(before, nothing), exp2Clamped(sub(before, load(after))), broadcast(1.0f));  // else nothing to scale
+    store(scale + first, factor);
+    for (int i = 0; i < kLanes; ++i) {
+      lanes[i] = zero();
+      if (i >= count) continue;
+      if (after[i] != -kInfinity) lanes[i] = weightsOfRow(row + i * kBlockKeys, seen ? seen + i : nullptr, after[i]);
+      else for (int v = 0; v < kBlockVectors; ++v) store(row + i * kBlockKeys + v * kLanes, zero());  // nothing seen yet, or only −inf
     }
-  }
-  for (int r = 0; r < rows; ++r) {
-    float* row = scores + r * kBlockKeys;
-    if (after[r] == -kInfinity) {  // nothing seen yet, or only −inf
-      for (int v = 0; v < kBlockVectors; ++v) store(row + v * kLanes, zero());
-      continue;
-    }
-    maximum[r] = after[r];
-    sum[r] = sum[r] * scale[r] + weightsOfRow(row, visible ? visible + r : nullptr, after[r]);
+    store(sum + first, add(mul(load(sum + first), factor), sumOfEach(lanes)));
+    store(maximum + first, load(after));
   }
 }
 
