@@ -28,7 +28,7 @@ inline void wholeTile(const Problem& problem, int64_t index, int64_t row, int64_
       std::swap(w.maximum, w.mergedMaximum);
       std::swap(w.sum, w.mergedSum);
     } else {
-      for (int64_t r = 0; r < rows; ++r) mergeRow(w.mergedMaximum[r], w.mergedSum[r], w.merged + r * stride, w.maximum[r], w.sum[r], w.out + r * stride, stride);
+      mergeRows(rows, w.mergedMaximum, w.mergedSum, w.merged, w.maximum, w.sum, w.out, stride);
     }
     merged = true;
   }
@@ -140,8 +140,8 @@ inline Status runAttention(const char* op, const Problem& problem, Context& cont
   if (problem.units == 0) return {};
   if (tileFloats(problem, kRows) > kTileFloats) return argumentError(op, "headDim", "is larger than the kernel's tiles", problem.headDim);
   const int threads = context.pool.threads();
-  // So many that loading a block costs little beside using it, so few that a tile stays in the second-level cache.
-  const int64_t mostRows = std::clamp<int64_t>(24576 / std::max(problem.headDim, problem.valueDim), 96, 384);
+  // So many that loading a block costs little beside using it.
+  const int64_t mostRows = std::clamp<int64_t>(65536 / std::max(problem.headDim, problem.valueDim), 96, 1008);
   int64_t tileRows = roundUp(std::clamp<int64_t>(rows, 1, mostRows), kRows);  // of no queries too: nothing divides by 0
   while (tileRows > kGroupRows && (tileFloats(problem, tileRows) > kTileFloats || (tileRows > 2 * kGroupRows && problem.units * ceilDiv(rows, tileRows) < 8 * threads)))
     tileRows = roundUp(tileRows / 2, kGroupRows);

@@ -343,7 +343,8 @@ inline void softmaxRows(float* scores, const Visible* visible, int rows, float* 
 
 // (maximum, sum, out) of two disjoint sets of keys become one; the second may be empty (maximum −inf). The order matters
 // to the last bit, so callers always fold in ascending order of keys. (arXiv 2412.20501, 2310.01889)
-inline void mergeRow(float& maximum, float& sum, float* out, float otherMaximum, float otherSum, const float* other, int64_t width) {
+// mine, theirs: 2^(maximum − the larger of both), of either side.
+TL_INLINE void mergeScaled(float& maximum, float& sum, float* out, float otherMaximum, float otherSum, const float* other, int64_t width, float mine, float theirs) {
   if (otherMaximum == -kInfinity) return;
   if (maximum == -kInfinity) {
     std::memcpy(out, other, size_t(width) * sizeof(float));
@@ -351,12 +352,27 @@ inline void mergeRow(float& maximum, float& sum, float* out, float otherMaximum,
     sum = otherSum;
     return;
   }
-  const float common = maximum > otherMaximum ? maximum : otherMaximum;
-  const float mine = exp2Clamped(maximum - common), theirs = exp2Clamped(otherMaximum - common);
   for (int64_t i = 0; i < width; i += kLanes)
     store(out + i, mulAdd(load(other + i), broadcast(theirs), mul(load(out + i), broadcast(mine))));
   sum = sum * mine + otherSum * theirs;
-  maximum = common;
+  maximum = maximum > otherMaximum ? maximum : otherMaximum;
+}
+// The same of `rows` rows of `width` floats; the rows' scalars have room for roundUp(rows, kLanes).
+inline void mergeRows(int64_t rows, float* maximum, float* sum, float* out, const float* otherMaximum, const float* otherSum, const float* other, int64_t width) {
+  for (int64_t first = 0; first < rows; first += kLanes) {
+    const F32 before = load(maximum + first), after = load(otherMaximum + first), common = max(before, after);
+    F32 factors[2] = {sub(before, common), sub(after, common)};
+    exp2Clamped(factors);
+    alignas(64) float mine[kLanes], theirs[kLanes];
+    store(mine, factors[0]);
+    store(theirs, factors[1]);
+    for (int64_t r = first; r < std::min(first + kLanes, rows); ++r)
+      mergeScaled(maximum[r], sum[r], out + r * width, otherMaximum[r], otherSum[r], other + r * width, width, mine[r - first], theirs[r - first]);
+  }
+}
+inline void mergeRow(float& maximum, float& sum, float* out, float otherMaximum, float otherSum, const float* other, int64_t width) {
+  const float common = maximum > otherMaximum ? maximum : otherMaximum;
+  mergeScaled(maximum, sum, out, otherMaximum, otherSum, other, width, exp2Clamped(maximum - common), exp2Clamped(otherMaximum - common));
 }
 
 }  // namespace tl::TL_TARGET
