@@ -277,7 +277,8 @@ export class KvCache extends NativeResource {
       const cache = new KvCache({ ...shape, ...options });
       if (observing) callNative(() => native.observeCache(cache.handle));
       extra = given?.["nextPosition"];
-      return Object.assign(cache, { heads, observing, evicted });
+      Object.assign(cache, { heads, observing, evicted });
+      return cache;
     });
     loaded.nextPosition = Math.max(loaded.pastPosition(), Number.isSafeInteger(extra) ? (extra as number) : 0);
     return loaded;

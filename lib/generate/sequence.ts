@@ -293,7 +293,7 @@ export class Sequence extends NativeResource {
   }
 
   private async evict(eviction: Eviction, options: CheckedOptions): Promise<void> {
-    await this.during(() => eviction.run(this.handle, { signal: options.signal, threads: this.settings.threads, statistics: this.statistics }));
+    await this.during(() => eviction.run(this.handle, { signal: options.signal, threads: this.settings.threads, statistics: this.statistics, seen: this.position }));
     this.sinceEviction = 0;
     this.observed = false;
     if (eviction.policy.rerotate) this.position = this.cacheStatistics.nextPosition;
