@@ -4,11 +4,11 @@ import { ModelFormatError } from "../errors.js";
 import { callNative, fromNative, native, type NativeHandle } from "../native.js";
 import type { KvCacheShape } from "./kv-cache.js";
 
-// A cache on disk: magic and version (u32 each), length of the header (u32), header (JSON), then each layer's bytes and the
+// A cache on disk: magic and version (u32 each), length of the header (u32), its SHA-256, header (JSON), then each layer's bytes and the
 // query statistics, little-endian, at the header's sizes, each with its SHA-256.
 const magic = 0x564b4c54; // "TLKV"
 const version = 1;
-const mostHeaderBytes = 1 << 24;
+const mostHeaderBytes = 1 << 24, prefixBytes = 12 + 32;
 
 /** What a file says of a cache besides its pages. */
 export interface SavedCache extends KvCacheShape {
@@ -42,7 +42,7 @@ export async function saveCache(path: string, cache: NativeHandle, saved: SavedC
     // Sizes are known before the bytes are; the digests take the place that is kept for them.
     for (let layer = 0; layer < saved.layers; layer++) parts.push({ bytes: callNative(() => native.cacheLayerBytes(cache, layer)), sha256: "0".repeat(64) });
     if (statistics) parts.push({ bytes: statistics.byteLength, sha256: "0".repeat(64) });
-    let offset = 12 + header().length;
+    let offset = prefixBytes + header().length;
     for (const [i, { bytes }] of parts.entries()) {
       const data = i < saved.layers ? new Uint8Array(bytes) : new Uint8Array(statistics!.buffer, statistics!.byteOffset, bytes);
       if (i < saved.layers) await translated(native.saveCacheLayer(cache, i, data));
@@ -51,7 +51,7 @@ export async function saveCache(path: string, cache: NativeHandle, saved: SavedC
       offset += bytes;
     }
     const text = header();
-    await file.write(Buffer.concat([Buffer.from(Uint32Array.of(magic, version, text.length).buffer), text]), 0, 12 + text.length, 0);
+    await file.write(Buffer.concat([Buffer.from(Uint32Array.of(magic, version, text.length).buffer), createHash("sha256").update(text).digest(), text]), 0, prefixBytes + text.length, 0);
     await file.close();
     await rename(beside, path);
   } catch (error) {
@@ -76,8 +76,10 @@ export async function loadCache<Owner extends CacheOwner>(path: string, make: (s
   if (found !== magic) throw new ModelFormatError("This file is no saved cache", { offset: 0, file: path });
   if (ofVersion !== version) throw new ModelFormatError(`The saved cache is of version ${ofVersion}, this package reads ${version}`, { offset: 4, file: path });
   if (headerBytes > mostHeaderBytes) throw damaged(`a header of ${headerBytes} bytes`, 8);
-  const { saved, parts, hasStatistics } = parseHeader(await read(headerBytes, 12), (what) => damaged(what, 12));
-  let offset = 12 + headerBytes, cache: Owner | undefined;
+  const digest = Buffer.from(await read(32, 12)).toString("hex"), header = await read(headerBytes, prefixBytes);
+  if (sha256(header) !== digest) throw damaged("its header has another checksum", 12);
+  const { saved, parts, hasStatistics } = parseHeader(header, (what) => damaged(what, prefixBytes));
+  let offset = prefixBytes + headerBytes, cache: Owner | undefined;
   try {
     const part = async (i: number): Promise<Uint8Array> => {
       const { bytes, sha256: wanted } = parts[i]!, data = await read(bytes, offset);

@@ -171,7 +171,8 @@ t.test("a saved cache comes back whole; a damaged one is refused", async (t) => 
   await refused(changed(0, 1), /no saved cache.*offset 0/s);
   await refused(changed(4, 9), /version 9.*offset 4/s);
   await refused(changed(11, 255), /header of.*offset 8/s);
-  await refused(changed(12, 0), /no JSON.*offset 12/s);
+  await refused(changed(12, bytes[12]! ^ 1), /header has another checksum.*offset 12/s);
+  await refused(changed(60, 0), /header has another checksum.*offset 12/s);
   await refused(changed(bytes.length - 1, bytes.at(-1)! ^ 1), /layer 1 has another checksum \(offset \d+/);
   for (const length of [0, 5, 11, 30, 2000, bytes.length - 1]) await refused(bytes.subarray(0, length), /damaged/);
   for (let offset = 12; offset < 400; offset += 7) {
