@@ -12,20 +12,20 @@ export interface CacheFlags extends CommonOptions {
   readonly maxTokens: number;
 }
 
-/** By the name that `--policy` takes. Positions must tell which tokens stayed, so none of them rotates keys here. */
-const policies: Readonly<Record<string, (library: Library, budget: Budget) => CachePolicy>> = {
-  streaming: ({ streamingLlm }, budget) => streamingLlm({ ...budget, rerotate: false }), h2o: ({ h2o }, budget) => h2o(budget), tova: ({ tova }, budget) => tova(budget),
+/** By the name that `--policy` and `--cache` take. */
+const policies: Readonly<Record<string, (library: Library, budget: Budget, rerotate: boolean) => CachePolicy>> = {
+  streaming: ({ streamingLlm }, budget, rerotate) => streamingLlm({ ...budget, rerotate }), h2o: ({ h2o }, budget) => h2o(budget), tova: ({ tova }, budget) => tova(budget),
   snapkv: ({ snapKV }, budget) => snapKV(budget), pyramidkv: ({ pyramidKV }, budget) => pyramidKV(budget), adakv: ({ adaKV }, budget) => adaKV(budget),
   knorm: ({ kNorm }, budget) => kNorm(budget), keydiff: ({ keyDiff }, budget) => keyDiff(budget), expected: ({ expectedAttention }, budget) => expectedAttention(budget),
   valuenorm: ({ valueNorm }, budget) => valueNorm(budget), random: ({ randomEviction }, budget) => randomEviction({ ...budget, seed: 0 }),
 };
 
-/** `snapkv:256` keeps 256 tokens a head, `snapkv:25%` a quarter of them. */
-export function parsePolicy(library: Library, text: string): CachePolicy {
+/** `snapkv:256` keeps 256 tokens a head, `snapkv:25%` a quarter of the prompt's; `writing`: also while the answer is written, without end where the policy can. */
+export function parsePolicy(library: Library, text: string, writing = false): CachePolicy {
   const [, name, amount, percent] = /^([a-z0-9]+):(\d+(?:\.\d+)?)(%?)$/.exec(text) ?? [];
   const make = name === undefined || !Object.hasOwn(policies, name) ? undefined : policies[name];
   if (!make) throw new UsageError(`Expected a policy such as snapkv:256 or snapkv:25%, one of ${Object.keys(policies).join(", ")}, but received ${text}`);
-  return make(library, percent === "%" ? { ratio: 1 - Number(amount) / 100 } : { budget: Number(amount), decode: false });
+  return make(library, percent === "%" ? { ratio: 1 - Number(amount) / 100 } : { budget: Number(amount), decode: writing }, writing);
 }
 
 /** `tokenloom cache MODEL --prompt-file FILE --policy NAME:BUDGET [--svg FILE]`: what of a prompt a policy keeps, and what it costs. */

@@ -1,5 +1,5 @@
 import { createInterface, type Interface } from "node:readline";
-import type { ChatMessage, GenerateOptions, LanguageModel, Session } from "../index.js";
+import type { ChatMessage, GenerateOptions, LanguageModel, Session, SessionOptions } from "../index.js";
 import { isAbort, write } from "./terminal.js";
 
 export interface ChatOptions {
@@ -7,6 +7,8 @@ export interface ChatOptions {
   readonly output: NodeJS.WritableStream;
   readonly system?: string | undefined;
   readonly options?: GenerateOptions;
+  /** Of the session that the conversation runs in. */
+  readonly session?: SessionOptions;
   /** Whether the streams are a terminal; by default what `output` says. */
   readonly terminal?: boolean;
 }
@@ -14,8 +16,8 @@ export interface ChatOptions {
 const help = "/exit leaves, /reset forgets the conversation, Ctrl-C stops an answer\n";
 
 /** A conversation line by line until /exit, end of input, or Ctrl-C while no answer is being written. */
-export async function chat(model: LanguageModel, { input, output, system, options = {}, terminal }: ChatOptions): Promise<void> {
-  using session = model.session();
+export async function chat(model: LanguageModel, { input, output, system, options = {}, session: sessionOptions = {}, terminal }: ChatOptions): Promise<void> {
+  using session = model.session(sessionOptions);
   const begin = (): ChatMessage[] => (system === undefined ? [] : [{ role: "system", content: system }]);
   let messages = begin();
   let answering: AbortController | undefined;

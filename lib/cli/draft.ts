@@ -1,29 +1,17 @@
 import { writeFile } from "node:fs/promises";
 import type { Drafter, VerifiedDraft } from "../index.js";
+import { drafterOf, type DrafterName } from "./drafters.js";
 import { drawDrafts } from "./draft-svg.js";
-import { openLibrary, openModel, type CommonOptions, type Library } from "./library.js";
+import { openLibrary, openModel, type CommonOptions } from "./library.js";
 import { generateOptions, type SamplingFlags } from "./run.js";
 import { interruptSignal, printJson, ProgressBar, UsageError, write } from "./terminal.js";
-
-export const drafterNames = ["recycling", "prompt-lookup", "suffix-lookup", "lookahead", "combine"] as const;
 
 export interface DraftFlags extends CommonOptions, SamplingFlags {
   readonly prompt: string;
   readonly chat?: true;
-  readonly drafter: (typeof drafterNames)[number];
+  readonly drafter: DrafterName;
   readonly nodes?: number;
   readonly svg?: string;
-}
-
-export function drafterOf(library: Library, name: (typeof drafterNames)[number]): Drafter {
-  const { combine, lookahead, promptLookup, suffixLookup, tokenRecycling } = library;
-  switch (name) {
-    case "recycling": return tokenRecycling();
-    case "prompt-lookup": return promptLookup();
-    case "suffix-lookup": return suffixLookup();
-    case "lookahead": return lookahead();
-    case "combine": return combine(suffixLookup(), tokenRecycling());
-  }
 }
 
 /** `tokenloom draft MODEL --prompt TEXT [--svg FILE]`: the same text with and without drafts, and a picture of the trees. */

@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import { createRequire } from "node:module";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
+import { drafterNames } from "./drafters.js";
 import { fail, quietOnBrokenPipe } from "./terminal.js";
 
 const isas = ["scalar", "avx2", "avx512", "avx512bf16", "neon"];
@@ -50,6 +51,8 @@ function describeProgram(): Command {
     .option("--repeat-penalty <x>", "divide the logits of recent tokens by this", decimal)
     .option("--seed <n>", "seed of the random numbers", integer)
     .option("--max-tokens <n>", "length limit of the answer", integer)
+    .option("--cache <policy:budget>", "what of the cache to keep, such as snapkv:512 or streaming:1024")
+    .addOption(new Option("--draft <name>", "guess tokens ahead; the text stays the same").choices(drafterNames))
     .option("--stop <text>", "end the answer before this text; may be given several times", append)
     .action(async (model, prompt, options) => (await import("./run.js")).run(model, prompt, options));
 
@@ -57,7 +60,7 @@ function describeProgram(): Command {
     .argument("<model>", "path or name of a model")
     .requiredOption("--prompt <text>", "text to continue")
     .option("--chat", "send the prompt through the model's chat template")
-    .addOption(new Option("--drafter <name>", "who guesses").choices(["recycling", "prompt-lookup", "suffix-lookup", "lookahead", "combine"]).default("combine"))
+    .addOption(new Option("--drafter <name>", "who guesses").choices(drafterNames).default("combine"))
     .option("--nodes <n>", "nodes verified a step, root included (default: as many as pay)", integer)
     .option("--svg <file>", "draw the trees into this file")
     .option("--temperature <t>", "0 takes the likeliest token each time (default: 0)", decimal)

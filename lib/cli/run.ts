@@ -1,6 +1,8 @@
-import type { ChatMessage, GenerateOptions, LanguageModel, Session } from "../index.js";
+import type { ChatMessage, GenerateOptions, LanguageModel, Session, SessionOptions } from "../index.js";
+import { parsePolicy } from "./cache.js";
 import { chat } from "./chat.js";
-import { openLibrary, openModel, type CommonOptions } from "./library.js";
+import { drafterOf, type DrafterName } from "./drafters.js";
+import { openLibrary, openModel, type CommonOptions, type Library } from "./library.js";
 import { formatRate, interruptSignal, isAbort, printJson, ProgressBar, readStandardInput, UsageError, write } from "./terminal.js";
 
 export interface SamplingFlags {
@@ -17,6 +19,15 @@ export interface SamplingFlags {
 export interface RunFlags extends CommonOptions, SamplingFlags {
   readonly chat?: true;
   readonly system?: string;
+  readonly cache?: string;
+  readonly draft?: DrafterName;
+}
+
+/** What of a session the flags ask for. Drafts give a policy no attention to look at, so it then works behind the prompt only. */
+function sessionOptions(library: Library, { cache, draft }: RunFlags): SessionOptions {
+  const policy = cache === undefined ? undefined : parsePolicy(library, cache, true);
+  const conflict = policy && draft !== undefined && policy.when.decode && policy.observe.kind !== "none";
+  return { cache: conflict ? parsePolicy(library, cache!) : policy, draft: draft === undefined ? undefined : drafterOf(library, draft) };
 }
 
 /** Only what was given: everything else keeps the library's default. */
@@ -35,13 +46,13 @@ export async function run(name: string, argument: string | undefined, flags: Run
   const library = await openLibrary(flags);
   if (prompt === undefined) {
     using model = await openModel(library, name, flags);
-    await chat(model, { input: process.stdin, output: process.stdout, system: flags.system, options: generateOptions(flags) });
+    await chat(model, { input: process.stdin, output: process.stdout, system: flags.system, session: sessionOptions(library, flags), options: generateOptions(flags) });
     return;
   }
   const signal = interruptSignal();
   using model = await openModel(library, name, flags, signal);
   const messages: ChatMessage[] = [...(flags.system === undefined ? [] : [{ role: "system", content: flags.system }]), { role: "user", content: prompt }];
-  using session = model.session();
+  using session = model.session(sessionOptions(library, flags));
   const bar = new ProgressBar();
   const options = { ...generateOptions(flags), signal, onProgress: bar.update };
   await answer(model, session, asChat ? messages : prompt, options, flags, bar);

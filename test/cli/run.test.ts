@@ -166,3 +166,17 @@ t.test("a flipped byte in the header never takes the process down", async (t) =>
     t.ok(code === 0 || code === 1, `byte ${at}: exit code ${code}`);
   }
 });
+
+t.test("run with a cache policy and drafts: a smaller cache, the same text", async (t) => {
+  const prompt = "One, two, three, one, two, three, one, two, three. ".repeat(6), common = ["run", tiny, prompt, "--max-tokens", "20", "--json"];
+  const plain = JSON.parse((await tokenloom(common)).stdout), drafted = JSON.parse((await tokenloom([...common, "--draft", "combine"])).stdout);
+  t.equal(drafted.text, plain.text);
+  t.ok(drafted.stats.draft.steps > 0);
+  for (const policy of ["streaming:64", "h2o:64", "snapkv:30%"]) {
+    const { stats } = JSON.parse((await tokenloom([...common, "--cache", policy, "--draft", "combine"])).stdout);
+    t.ok(stats.cacheBytes < plain.stats.cacheBytes && stats.evictedTokens > 0, policy);
+  }
+  const { code, stderr } = await tokenloom(["run", tiny, "x", "--cache", "magic"]);
+  t.not(code, 0);
+  t.match(stderr, /snapkv:256/);
+});
