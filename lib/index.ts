@@ -12,6 +12,7 @@ export { snapKV, type SnapKVOptions, type WindowOptions } from "./cache/snapkv.j
 export { streamingLlm, type StreamingLlmOptions } from "./cache/streaming-llm.js";
 export { tova, type TovaOptions } from "./cache/tova.js";
 export { valueNorm } from "./cache/value-norm.js";
+export { vatp, type VatpOptions } from "./cache/vatp.js";
 export { perLayer, protect, quantizeBeyond } from "./cache/wrappers.js";
 export type { CacheType } from "./cache/types.js";
 export { draftModel, type DraftingModel, type DraftModelOptions, type DraftText } from "./draft/draft-model.js";

@@ -1,5 +1,5 @@
 import {
-  adaKV, expectedAttention, h2o, keyDiff, kNorm, KvCache, perLayer, protect, pyramidKV, quantizeBeyond, randomEviction, snapKV, streamingLlm, tova, valueNorm, type CachePolicy, type KvCacheShape,
+  adaKV, expectedAttention, h2o, keyDiff, kNorm, KvCache, perLayer, protect, pyramidKV, quantizeBeyond, randomEviction, snapKV, streamingLlm, tova, valueNorm, vatp, type CachePolicy, type KvCacheShape,
 } from "tokenloom";
 import t from "tap";
 import { settledMemory } from "../support/leaks.js";
@@ -41,6 +41,10 @@ const cases: readonly Case[] = [
   {
     name: "tova", policy: tova({ budget }), last: 1,
     scores: (seen) => seen.keys.map((_, j) => (seen.attention(1, 0)[j]! + seen.attention(1, 1)[j]!) / 2),
+  },
+  {
+    name: "vatp", policy: vatp({ budget, sinks: 3 }), first: 3, last: 20,
+    scores: (seen) => seen.attention(tokens).map((sum, j) => sum * seen.values[j]!.reduce((size, x) => size + Math.abs(x), 0)),
   },
   { name: "kNorm", policy: kNorm({ budget }), scores: (seen) => seen.keys.map((key) => -norm(key)) },
   { name: "keyDiff", policy: keyDiff({ budget }), scores: (seen) => keyDistances(seen.keys) },
@@ -180,6 +184,7 @@ t.test("wrong options are named", async (t) => {
     ["options.ratio", () => keyDiff({ ratio: -0.1 })],
     ["options.sinks", () => streamingLlm({ budget: 5, sinks: -1 })],
     ["options.recent", () => h2o({ budget: 5, recent: 0.5 })],
+    ["options.sinks", () => vatp({ budget: 5, sinks: 0.5 })],
     ["options.normalize", () => h2o({ budget: 5, normalize: "mean" as never })],
     ["options.window", () => snapKV({ budget: 5, window: 0 })],
     ["options.kernel", () => snapKV({ budget: 5, kernel: 4 })],
