@@ -8,11 +8,15 @@
 namespace tl::binding {
 namespace {
 
-// A cache that no run is using: calls from JavaScript and runs exclude each other.
-std::shared_ptr<Cache> idleCache(Arguments& arguments, Napi::Value value, bool& busy) {
-  auto cache = arguments.object<Cache>(value, "cache");
-  busy = cache && cache->busy.load();
-  return cache;
+// Calls body(arguments, cache) on a cache that no run is using: calls from JavaScript and runs exclude each other.
+template <typename Body> Napi::Value onIdleCache(const Napi::CallbackInfo& info, const char* name, Body body) {
+  return guarded(info.Env(), name, [&]() -> Napi::Value {
+    Arguments arguments(info, name);
+    const auto cache = arguments.object<Cache>(info[0], "cache");
+    if (!arguments.ok()) return arguments.fail();
+    if (cache->busy.load()) return raise(info.Env(), "busy", name, "This cache");
+    return body(arguments, *cache->cache);
+  });
 }
 
 // Work on a cache that excludes runs; `read` brings its result to JavaScript.
@@ -65,91 +69,62 @@ Napi::Value createCache(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value forkCache(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), "forkCache", [&]() -> Napi::Value {
-    Arguments arguments(info, "forkCache");
-    bool busy;
-    const auto cache = idleCache(arguments, info[0], busy);
+  return onIdleCache(info, "forkCache", [&](Arguments& arguments, KvCache& cache) -> Napi::Value {
     const int64_t tokens = arguments.integer(1, "tokens", 0, int64_t(1) << 53);
     if (!arguments.ok()) return arguments.fail();
-    if (busy) return raise(info.Env(), "busy", "forkCache", "This cache");
     auto copy = std::make_shared<Cache>();
-    if (const Status status = cache->cache->fork(copy->cache, tokens)) return raise(info.Env(), status);
+    if (const Status status = cache.fork(copy->cache, tokens)) return raise(info.Env(), status);
     return wrap(info.Env(), std::move(copy));
   });
 }
 
 Napi::Value truncateCache(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), "truncateCache", [&]() -> Napi::Value {
-    Arguments arguments(info, "truncateCache");
-    bool busy;
-    const auto cache = idleCache(arguments, info[0], busy);
+  return onIdleCache(info, "truncateCache", [&](Arguments& arguments, KvCache& cache) -> Napi::Value {
     const int64_t tokens = arguments.integer(1, "tokens", 0, int64_t(1) << 53);
     if (!arguments.ok()) return arguments.fail();
-    if (busy) return raise(info.Env(), "busy", "truncateCache", "This cache");
-    cache->cache->truncate(tokens);
+    cache.truncate(tokens);
     return info.Env().Undefined();
   });
 }
 
 Napi::Value dropCache(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), "dropCache", [&]() -> Napi::Value {
-    Arguments arguments(info, "dropCache");
-    bool busy;
-    const auto cache = idleCache(arguments, info[0], busy);
+  return onIdleCache(info, "dropCache", [&](Arguments& arguments, KvCache& cache) -> Napi::Value {
     const int64_t tokens = arguments.integer(1, "tokens", 0, int64_t(1) << 53);
     if (!arguments.ok()) return arguments.fail();
-    if (busy) return raise(info.Env(), "busy", "dropCache", "This cache");
-    cache->cache->dropLast(tokens);
+    cache.dropLast(tokens);
     return info.Env().Undefined();
   });
 }
 
 Napi::Value cacheStatistics(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), "cacheStatistics", [&]() -> Napi::Value {
-    Arguments arguments(info, "cacheStatistics");
-    bool busy;
-    const auto cache = idleCache(arguments, info[0], busy);
-    if (!arguments.ok()) return arguments.fail();
-    if (busy) return raise(info.Env(), "busy", "cacheStatistics", "This cache");
-    const KvCache& held = *cache->cache;
+  return onIdleCache(info, "cacheStatistics", [&](Arguments&, KvCache& cache) -> Napi::Value {
     Napi::Object result = Napi::Object::New(info.Env());
-    result.Set("tokens", double(held.length()));
-    result.Set("bytesHeld", double(held.bytesHeld()));
-    result.Set("bytesShared", double(held.bytesShared()));
-    result.Set("nextPosition", double(held.nextPosition()));
-    const KvShape& shape = held.shape();
+    result.Set("tokens", double(cache.length()));
+    result.Set("bytesHeld", double(cache.bytesHeld()));
+    result.Set("bytesShared", double(cache.bytesShared()));
+    result.Set("nextPosition", double(cache.nextPosition()));
+    const KvShape& shape = cache.shape();
     Napi::Int32Array lengths = Napi::Int32Array::New(info.Env(), size_t(shape.layers) * size_t(shape.kvHeads));
-    for (size_t i = 0; i < lengths.ElementLength(); ++i) lengths[i] = int32_t(held.length(int32_t(i) / shape.kvHeads, int32_t(i) % shape.kvHeads));
+    for (size_t i = 0; i < lengths.ElementLength(); ++i) lengths[i] = int32_t(cache.length(int32_t(i) / shape.kvHeads, int32_t(i) % shape.kvHeads));
     result.Set("lengths", lengths);
     return result;
   });
 }
 
 Napi::Value observeCache(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), "observeCache", [&]() -> Napi::Value {
-    Arguments arguments(info, "observeCache");
-    bool busy;
-    const auto cache = idleCache(arguments, info[0], busy);
-    if (!arguments.ok()) return arguments.fail();
-    if (busy) return raise(info.Env(), "busy", "observeCache", "This cache");
-    if (const Status status = cache->cache->observe()) return raise(info.Env(), status);
+  return onIdleCache(info, "observeCache", [&](Arguments&, KvCache& cache) -> Napi::Value {
+    if (const Status status = cache.observe()) return raise(info.Env(), status);
     return info.Env().Undefined();
   });
 }
 
 // readCache(cache, layer, head, keys | null, values | null, positions): what a head holds, as f32.
 Napi::Value readCache(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), "readCache", [&]() -> Napi::Value {
-    Arguments arguments(info, "readCache");
-    bool busy;
-    const auto cache = idleCache(arguments, info[0], busy);
-    if (!arguments.ok()) return arguments.fail();
-    if (busy) return raise(info.Env(), "busy", "readCache", "This cache");
-    const KvCache& held = *cache->cache;
-    const KvShape& shape = held.shape();
+  return onIdleCache(info, "readCache", [&](Arguments& arguments, KvCache& cache) -> Napi::Value {
+    const KvShape& shape = cache.shape();
     const int32_t layer = int32_t(arguments.integer(1, "layer", 0, shape.layers - 1)), head = int32_t(arguments.integer(2, "head", 0, shape.kvHeads - 1));
     if (!arguments.ok()) return arguments.fail();
-    const int64_t length = held.length(layer, head), headDim = shape.headDim;
+    const int64_t length = cache.length(layer, head), headDim = shape.headDim;
     const auto memory = [&](size_t index, const char* name, DType type, int64_t elements) -> void* {
       if (info[index].IsNull()) return nullptr;
       const Operand operand = arguments.memory(info[index], name);
@@ -161,8 +136,8 @@ Napi::Value readCache(const Napi::CallbackInfo& info) {
     auto* positions = static_cast<int32_t*>(memory(5, "positions", DType::i32, length));
     if (!arguments.ok()) return arguments.fail();
     for (int64_t i = 0; i < length; ++i) {
-      const KvPage& page = *held.pages(layer, head)[i / kPageTokens];
-      readToken(page, held.layout(page.element), i % kPageTokens, keys ? keys + i * headDim : nullptr, values ? values + i * headDim : nullptr);
+      const KvPage& page = *cache.pages(layer, head)[i / kPageTokens];
+      readToken(page, cache.layout(page.element), i % kPageTokens, keys ? keys + i * headDim : nullptr, values ? values + i * headDim : nullptr);
       if (positions) positions[i] = page.positions[i % kPageTokens];
     }
     return info.Env().Undefined();
@@ -171,19 +146,13 @@ Napi::Value readCache(const Napi::CallbackInfo& info) {
 
 // cachePages(cache, layer, head): element type and references of each page, in turn.
 Napi::Value cachePages(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), "cachePages", [&]() -> Napi::Value {
-    Arguments arguments(info, "cachePages");
-    bool busy;
-    const auto cache = idleCache(arguments, info[0], busy);
+  return onIdleCache(info, "cachePages", [&](Arguments& arguments, KvCache& cache) -> Napi::Value {
+    const int32_t layer = int32_t(arguments.integer(1, "layer", 0, cache.shape().layers - 1)), head = int32_t(arguments.integer(2, "head", 0, cache.shape().kvHeads - 1));
     if (!arguments.ok()) return arguments.fail();
-    if (busy) return raise(info.Env(), "busy", "cachePages", "This cache");
-    const KvCache& held = *cache->cache;
-    const int32_t layer = int32_t(arguments.integer(1, "layer", 0, held.shape().layers - 1)), head = int32_t(arguments.integer(2, "head", 0, held.shape().kvHeads - 1));
-    if (!arguments.ok()) return arguments.fail();
-    const size_t count = size_t(held.capacity(layer, head) / kPageTokens);
+    const size_t count = size_t(cache.capacity(layer, head) / kPageTokens);
     Napi::Int32Array pages = Napi::Int32Array::New(info.Env(), 2 * count);
     for (size_t i = 0; i < count; ++i) {
-      const KvPage& page = *held.pages(layer, head)[i];
+      const KvPage& page = *cache.pages(layer, head)[i];
       pages[2 * i] = int32_t(page.element);
       pages[2 * i + 1] = page.references.load(std::memory_order_relaxed);
     }
@@ -204,15 +173,10 @@ Napi::Value requantizeCache(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value cacheLayerBytes(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), "cacheLayerBytes", [&]() -> Napi::Value {
-    Arguments arguments(info, "cacheLayerBytes");
-    bool busy;
-    const auto cache = idleCache(arguments, info[0], busy);
+  return onIdleCache(info, "cacheLayerBytes", [&](Arguments& arguments, KvCache& cache) -> Napi::Value {
+    const int32_t layer = int32_t(arguments.integer(1, "layer", 0, cache.shape().layers - 1));
     if (!arguments.ok()) return arguments.fail();
-    if (busy) return raise(info.Env(), "busy", "cacheLayerBytes", "This cache");
-    const int32_t layer = int32_t(arguments.integer(1, "layer", 0, cache->cache->shape().layers - 1));
-    if (!arguments.ok()) return arguments.fail();
-    return Napi::Number::New(info.Env(), double(cache->cache->layerBytes(layer)));
+    return Napi::Number::New(info.Env(), double(cache.layerBytes(layer)));
   });
 }
 
