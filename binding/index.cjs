@@ -7,7 +7,7 @@ try {
   module.exports = load(path.join(__dirname, ".."));
 } catch (error) {
   throw new Error(
-    `tokenloom has no binary for ${process.platform}-${process.arch}: build it from source with "npm run build:native" in ${path.join(__dirname, "..")} (needs a C++20 compiler and CMake)`,
+    `tokenloom has no binary for ${process.platform}-${process.arch}: build one from a clone of its source with "npm ci && npm run build" (needs a C++20 compiler and CMake)`,
     { cause: error },
   );
 }

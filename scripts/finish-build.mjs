@@ -1,11 +1,12 @@
-// After tsc: makes dist/cjs a CommonJS package of its own (with the package's "#" imports, which may not point outside it),
+// After tsc: gives dist/cjs the types of dist/esm, makes it a CommonJS package of its own (with the package's "#" imports, which may not point outside it),
 // and the command line executable.
-import { chmodSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { chmodSync, cpSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
 const at = (path) => fileURLToPath(new URL(`../${path}`, import.meta.url));
 const { imports } = JSON.parse(readFileSync(at("package.json"), "utf8"));
 mkdirSync(at("dist/cjs"), { recursive: true });
+cpSync(at("dist/esm"), at("dist/cjs"), { recursive: true, filter: (path) => !/[\\/]cli$/.test(path) && (!/\.\w+$/.test(path) || path.endsWith(".d.ts")) });
 const inner = {};
 for (const [name, target] of Object.entries(imports)) {
   if (name.includes("*")) continue;
