@@ -86,6 +86,10 @@ export function checkChoice<T extends string>(name: string, value: unknown, choi
   return value as T;
 }
 
+export function checkPolicy(name: string, value: CachePolicy | undefined): void {
+  if (typeof value?.allocate !== "function" || typeof value.protect !== "function") throw invalidArgument(name, "a cache policy such as snapKV({ budget: 512 })", value);
+}
+
 /** An odd kernel of a pooling. */
 export function checkKernel(value: unknown): number {
   if (checkInteger("options.kernel", value, 1) % 2 === 0) throw invalidArgument("options.kernel", "an odd integer", value);

@@ -1,9 +1,5 @@
 import { invalidArgument } from "../errors.js";
-import { checkChoice, checkInteger, type CachePolicy, type Observation } from "./policy.js";
-
-function checkPolicy(name: string, value: CachePolicy | undefined): void {
-  if (typeof value?.allocate !== "function" || typeof value.protect !== "function") throw invalidArgument(name, "a cache policy", value);
-}
+import { checkChoice, checkInteger, checkPolicy, type CachePolicy, type Observation } from "./policy.js";
 
 /** One observation that serves both, as far as there is one. */
 function bothObserve(a: CachePolicy, b: CachePolicy): Observation {

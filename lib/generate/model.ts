@@ -2,7 +2,7 @@ import { basename } from "node:path";
 import { Eviction } from "../cache/eviction.js";
 import { cacheTypes, type CacheType } from "../cache/types.js";
 import type { PromptFilter } from "../cache/gemfilter.js";
-import type { CachePolicy, Observation } from "../cache/policy.js";
+import { checkPolicy, type CachePolicy, type Observation } from "../cache/policy.js";
 import type { DraftText } from "../draft/draft-model.js";
 import { AbortError, DisposedError, invalidArgument, ModelFormatError } from "../errors.js";
 import type { CompiledGraph } from "../graph/compile.js";
@@ -233,10 +233,13 @@ export class LanguageModel implements Disposable {
     this.check();
     const { top = 20 } = options;
     if (!Number.isInteger(top) || top < 1 || top > Math.min(1024, this.config.vocabulary)) throw invalidArgument("options.top", `an integer from 1 to ${Math.min(1024, this.config.vocabulary)}`, top);
+    if (options.cache !== undefined) checkPolicy("options.cache", options.cache);
     checkSignal("options.signal", options.signal);
     checkCallback("options.onProgress", options.onProgress);
     checkPrompt(input, this.config.vocabulary);
     const ids = typeof input === "string" ? await this.tokenizer.encodeAsync(input, { bos: this.tokenizer.addBos, signal: options.signal }) : input;
+    const { after = 0, cache } = options, least = cache ? 1 : 0;
+    if (!Number.isInteger(after) || after < least || after >= Math.max(1, ids.length)) throw invalidArgument("options.after", `an integer from ${least} to ${ids.length - 1}`, after);
     return scoreIds(this, ids, top, options);
   }
 

@@ -21,6 +21,14 @@ export interface Drawn {
   readonly logProb: number;
 }
 
+/** What a scoring step writes: `[n, top]` logits and ids, `[n]` log-sum-exps and log-probabilities. */
+export interface ScoreRows {
+  readonly values: Float32Array;
+  readonly indices: Int32Array;
+  readonly logSumExp: Float32Array;
+  readonly logProb: Float32Array;
+}
+
 export interface SequenceSettings {
   readonly threads: number;
   readonly eviction?: Eviction | undefined;
@@ -282,6 +290,16 @@ export class Sequence extends NativeResource {
       drawn, tree, path: path.slice(0, drawn.length), accepted: accepted.slice(0, drawn.length),
       ...(top > 0 && { top: { k: top, indices: topIndices.subarray(0, n * top), values: topValues.subarray(0, n * top), logSumExp: logSumExp.subarray(0, n) } }),
     };
+  }
+
+  /** Computes what is not cached yet, one token for each of `targets`: their log-probabilities, and the `top` largest logits behind each token. */
+  async scoreStep(targets: Int32Array, top: number, options: CheckedOptions): Promise<ScoreRows> {
+    const n = targets.length;
+    const rows = { values: new Float32Array(n * top), indices: new Int32Array(n * top), logSumExp: new Float32Array(n), logProb: new Float32Array(n) };
+    this.fill(n);
+    await this.run(await this.model.graphs.score(top), { symbols: { n }, bindings: { targets, ...rows } }, options, false);
+    this.advance(n);
+    return rows;
   }
 
   /** Evicts what the policy wants to be evicted now: behind a prompt, or between steps. */

@@ -1,5 +1,5 @@
 import type { PromptFilter } from "../cache/gemfilter.js";
-import type { CachePolicy } from "../cache/policy.js";
+import { checkPolicy, type CachePolicy } from "../cache/policy.js";
 import type { Drafter } from "../draft/drafter.js";
 import { AbortError, ArgumentError, BusyError, ContextOverflowError, invalidArgument } from "../errors.js";
 import { threadCount } from "../schedule.js";
@@ -68,7 +68,7 @@ const leastShared = 32;
 function checkSessionOptions(options: SessionOptions, layers: number): SessionOptions {
   if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object", options);
   const { cache, whenFull, draft, draftNodes: nodes, onDraft } = options;
-  if (cache !== undefined && typeof (cache as { allocate?: unknown } | null)?.allocate !== "function") throw invalidArgument("options.cache", "a cache policy such as snapKV({ budget: 512 })", cache);
+  if (cache !== undefined) checkPolicy("options.cache", cache);
   const { filter } = options;
   if (filter !== undefined && typeof (filter as { select?: unknown } | null)?.select !== "function") throw invalidArgument("options.filter", "a prompt filter such as gemFilter({ layer: 13, budget: 1024 })", filter);
   if (filter && filter.layer >= layers) throw invalidArgument("options.filter.layer", `an integer below ${layers}`, filter.layer);
