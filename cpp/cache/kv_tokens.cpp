@@ -255,7 +255,7 @@ int64_t KvCache::layerBytes(int32_t layer) const {
 
 void KvCache::saveLayer(int32_t layer, std::byte* to) const {
   const auto put = [&](const void* data, int64_t bytes) {
-    std::memcpy(to, data, size_t(bytes));
+    if (bytes > 0) std::memcpy(to, data, size_t(bytes));
     to += bytes;
   };
   for (int32_t h = 0; h < shape().kvHeads; ++h) {
@@ -277,7 +277,7 @@ Status KvCache::loadLayer(int32_t layer, const std::byte* from, int64_t bytes) {
   const auto malformed = [] { return argumentError(op, "layer", "the saved cache is damaged"); };
   const auto get = [&](void* data, int64_t count) {
     if (bytes < count) return false;
-    std::memcpy(data, from, size_t(count));
+    if (count > 0) std::memcpy(data, from, size_t(count));  // an empty list has no address
     from += count;
     bytes -= count;
     return true;
