@@ -143,6 +143,22 @@ t.test("any order of appends, cuts, forks and truncations leaves heads as a plai
   t.equal((await settledMemory()).cache, 0);
 });
 
+t.test("tokens go on in a page that was converted and then cut", async (t) => {
+  using cache = new KvCache(shape);
+  const random = randomNumbers(29), more = steps(random, 20);
+  await cache.append(steps(random, 70));
+  await cache.quantize(6, "int8");
+  cache.truncate(40); // within the second page, which is int8 now
+  await cache.append(more);
+  const { keys, positions } = cache.read(1, 0), { headDim, kvHeads } = shape;
+  t.equal(positions.length, 60);
+  const key = more[1]!.key as Float32Array;
+  for (const token of [0, 13, 19]) {
+    const want = key.subarray(token * kvHeads * headDim, token * kvHeads * headDim + headDim), most = Math.max(...want.map(Math.abs));
+    for (let d = 0; d < headDim; d++) t.ok(Math.abs(keys[(40 + token) * headDim + d]! - want[d]!) <= most / 127);
+  }
+});
+
 t.test("a saved cache comes back whole; a damaged one is refused", async (t) => {
   const { path } = scratch(t), file = `${path}/cache`, random = randomNumbers(31), policy = h2o({ budget: 70 });
   using cache = new KvCache(shape);
