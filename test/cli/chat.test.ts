@@ -1,6 +1,6 @@
 import { PassThrough } from "node:stream";
 import t from "tap";
-import { loadModel, type LanguageModel } from "tokenloom";
+import { loadModel, type LanguageModel } from "#lib/index.js";
 import { chat } from "#lib/cli/chat.js";
 import { tiny } from "./program.js";
 
