@@ -85,7 +85,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
       {"createPool", createPool}, {"createCache", createCache}, {"forkCache", forkCache}, {"truncateCache", truncateCache},
       {"dropCache", dropCache}, {"observeCache", observeCache}, {"readCache", readCache}, {"cachePages", cachePages}, {"requantizeCache", requantizeCache}, {"cacheLayerBytes", cacheLayerBytes},
       {"saveCacheLayer", saveCacheLayer}, {"loadCacheLayer", loadCacheLayer},
-      {"cacheStatistics", cacheStatistics}, {"run", run}};
+      {"cacheLengths", cacheLengths}, {"cacheStatistics", cacheStatistics}, {"run", run}};
   for (const auto& [name, function] : functions) exports.Set(name, Napi::Function::New(env, function, name));
   return exports;
 }

@@ -19,7 +19,7 @@ template <typename Body> Napi::Value onIdleCache(const Napi::CallbackInfo& info,
   });
 }
 
-// Work on a cache that excludes runs; `read` brings its result to JavaScript.
+// Work on a cache that excludes runs.
 class CacheWork : public Work {
  public:
   std::shared_ptr<Cache> cache;
@@ -96,6 +96,17 @@ Napi::Value dropCache(const Napi::CallbackInfo& info) {
   });
 }
 
+static Napi::Value lengthsOf(Napi::Env env, const KvCache& cache) {
+  const KvShape& shape = cache.shape();
+  Napi::Int32Array lengths = Napi::Int32Array::New(env, size_t(shape.layers) * size_t(shape.kvHeads));
+  for (size_t i = 0; i < lengths.ElementLength(); ++i) lengths[i] = int32_t(cache.length(int32_t(i) / shape.kvHeads, int32_t(i) % shape.kvHeads));
+  return lengths;
+}
+
+Napi::Value cacheLengths(const Napi::CallbackInfo& info) {
+  return onIdleCache(info, "cacheLengths", [&](Arguments&, KvCache& cache) { return lengthsOf(info.Env(), cache); });
+}
+
 Napi::Value cacheStatistics(const Napi::CallbackInfo& info) {
   return onIdleCache(info, "cacheStatistics", [&](Arguments&, KvCache& cache) -> Napi::Value {
     Napi::Object result = Napi::Object::New(info.Env());
@@ -103,10 +114,7 @@ Napi::Value cacheStatistics(const Napi::CallbackInfo& info) {
     result.Set("bytesHeld", double(cache.bytesHeld()));
     result.Set("bytesShared", double(cache.bytesShared()));
     result.Set("nextPosition", double(cache.nextPosition()));
-    const KvShape& shape = cache.shape();
-    Napi::Int32Array lengths = Napi::Int32Array::New(info.Env(), size_t(shape.layers) * size_t(shape.kvHeads));
-    for (size_t i = 0; i < lengths.ElementLength(); ++i) lengths[i] = int32_t(cache.length(int32_t(i) / shape.kvHeads, int32_t(i) % shape.kvHeads));
-    result.Set("lengths", lengths);
+    result.Set("lengths", lengthsOf(info.Env(), cache));
     return result;
   });
 }

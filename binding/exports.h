@@ -14,6 +14,7 @@ Napi::Value createCache(const Napi::CallbackInfo& info);
 Napi::Value forkCache(const Napi::CallbackInfo& info);
 Napi::Value truncateCache(const Napi::CallbackInfo& info);
 Napi::Value dropCache(const Napi::CallbackInfo& info);
+Napi::Value cacheLengths(const Napi::CallbackInfo& info);
 Napi::Value cacheStatistics(const Napi::CallbackInfo& info);
 Napi::Value observeCache(const Napi::CallbackInfo& info);
 Napi::Value readCache(const Napi::CallbackInfo& info);

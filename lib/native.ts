@@ -84,6 +84,8 @@ export interface NativeAddon {
   /** Drops the last `tokens` tokens of each head. */
   dropCache(cache: NativeHandle, tokens: number): void;
   cacheStatistics(cache: NativeHandle): CacheStatistics;
+  /** Its `lengths` alone: cheap enough for every step. */
+  cacheLengths(cache: NativeHandle): Int32Array;
   /** Keeps a number a token from now on: see cacheObserve(). */
   observeCache(cache: NativeHandle): void;
   /** What a head holds, as f32 `[tokens, headDim]`, and where its tokens stand. */

@@ -35,12 +35,16 @@ export class Eviction implements Disposable {
   /** What the model's graphs have to keep in the cache for this policy. */
   readonly observe: Observation;
   private readonly layers: readonly CachePolicy[];
+  /** Layers without a window; all where every layer has one. */
+  private readonly ruled: readonly number[];
   private readonly selection: { readonly graph: CompiledGraph; readonly scoring: Scoring } | undefined;
   private readonly rotation: CompiledGraph | undefined;
 
   constructor(readonly policy: CachePolicy, private readonly shape: EvictionShape) {
     this.observe = policy.observe;
     this.layers = layerPolicies(policy, shape.layers);
+    const all = Array.from(this.layers.keys()), full = all.filter((layer) => !this.window(layer));
+    this.ruled = full.length > 0 ? full : all;
     if (policy.rerotate && shape.rope?.length !== shape.layers) throw invalidArgument("shape.rope", `the rotary embedding of each of ${shape.layers} layers, which ${policy.name} rotates keys by,`, shape.rope);
     this.selection = policy.quantize?.alone ? undefined : this.selectionGraph();
     this.rotation = policy.rerotate ? rotationGraph(shape) : undefined;
@@ -49,7 +53,7 @@ export class Eviction implements Disposable {
   /** The longest head of the layers that the policy rules, given the lengths of all heads `[layers, kvHeads]`. */
   tokensOf(lengths: Int32Array): number {
     const { kvHeads } = this.shape;
-    return Math.max(...this.ruled().map((layer) => Math.max(...lengths.subarray(layer * kvHeads, (layer + 1) * kvHeads))));
+    return Math.max(...this.ruled.map((layer) => Math.max(...lengths.subarray(layer * kvHeads, (layer + 1) * kvHeads))));
   }
 
   /**
@@ -61,10 +65,9 @@ export class Eviction implements Disposable {
   due(tokens: number, phase: "prefill" | "decode", appended = 1): boolean {
     const { policy } = this;
     if (policy.quantize && this.crosses(tokens - policy.quantize.recent, phase === "prefill" ? tokens : appended)) return true;
-    if (!this.selection) return false;
-    const all = this.budgets(tokens), budgets = this.ruled().map((layer) => all[layer]!);
-    if (phase === "prefill") return budgets.some((budget) => budget < tokens);
-    return policy.when.decode && tokens >= Math.max(...budgets) + pageTokens;
+    if (!this.selection || (phase === "decode" && !policy.when.decode)) return false;
+    const all = this.budgets(tokens), budgets = this.ruled.map((layer) => all[layer]!);
+    return phase === "prefill" ? budgets.some((budget) => budget < tokens) : tokens >= Math.max(...budgets) + pageTokens;
   }
 
   /** Selects, compacts and, where the policy says so, rotates and converts. All or nothing until the selection is done. */
@@ -110,14 +113,9 @@ export class Eviction implements Disposable {
 
   /** Of each layer; what a layer's window shows is not cut. */
   private budgets(tokens: number): number[] {
-    const { layers, kvHeads } = this.shape;
-    return this.layers.map((policy, layer) => this.window(layer) || policy.allocate({ layers, kvHeads, tokens })[layer]!);
-  }
-
-  /** Layers without a window; all where every layer has one. */
-  private ruled(): number[] {
-    const all = Array.from({ length: this.shape.layers }, (_, layer) => layer), full = all.filter((layer) => !this.window(layer));
-    return full.length > 0 ? full : all;
+    const { layers, kvHeads } = this.shape, allocated = new Map<CachePolicy, readonly number[]>();
+    for (const policy of new Set(this.layers)) allocated.set(policy, policy.allocate({ layers, kvHeads, tokens }));
+    return this.layers.map((policy, layer) => this.window(layer) || allocated.get(policy)![layer]!);
   }
 
   private selectionGraph(): { readonly graph: CompiledGraph; readonly scoring: Scoring } {

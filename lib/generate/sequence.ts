@@ -161,8 +161,13 @@ export class Sequence extends NativeResource {
     return callNative(() => native.cacheStatistics(this.handle));
   }
 
+  /** Tokens of each layer and head; statistics without their walk over all pages. */
+  private get lengths(): Int32Array {
+    return callNative(() => native.cacheLengths(this.handle));
+  }
+
   cachedPositions(): Int32Array[][] {
-    const { layers, kvHeads } = this.model.config, { lengths } = this.cacheStatistics;
+    const { layers, kvHeads } = this.model.config, { lengths } = this;
     return layers.map((_, layer) => Array.from({ length: kvHeads }, (_, head) => {
       const positions = new Int32Array(lengths[layer * kvHeads + head]!);
       callNative(() => native.readCache(this.handle, layer, head, null, null, positions));
@@ -306,7 +311,7 @@ export class Sequence extends NativeResource {
   async evictIfDue(phase: "prefill" | "decode", options: CheckedOptions): Promise<void> {
     const { eviction } = this.settings;
     if (!eviction) return;
-    const tokens = eviction.tokensOf(this.cacheStatistics.lengths);
+    const tokens = eviction.tokensOf(this.lengths);
     if (eviction.due(tokens, phase, phase === "prefill" ? tokens : 1)) await this.evict(eviction, options);
   }
 
@@ -317,11 +322,11 @@ export class Sequence extends NativeResource {
     if (eviction.policy.rerotate) this.position = this.cacheStatistics.nextPosition;
   }
 
-  /** How deep a draft may go so that eviction comes where it comes without drafts. */
+  /** How deep a draft may go, `most` at most, so that eviction comes where it comes without drafts. */
   draftDepth(most: number): number {
     const { eviction } = this.settings, room = Math.max(0, Math.min(most, this.room));
     if (!eviction) return room;
-    const tokens = eviction.tokensOf(this.cacheStatistics.lengths);
+    const tokens = eviction.tokensOf(this.lengths);
     for (let depth = 0; depth < room; depth++) if (eviction.due(tokens + depth + 1, "decode", 1)) return depth;
     return room;
   }

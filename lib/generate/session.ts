@@ -313,7 +313,7 @@ export class Session implements Disposable {
   }
 
   private async speculate(speculation: Speculation, options: CheckedOptions): Promise<readonly Drawn[]> {
-    const { sequence } = this, { proposed, tree } = await speculation.propose(sequence.tokens, sequence.draftDepth(draftNodes));
+    const { sequence } = this, { proposed, tree } = await speculation.propose(sequence.tokens, (depth) => sequence.draftDepth(depth));
     const started = performance.now(), { topTokens } = speculation.state;
     const draft = await sequence.draftStep(tree, options, topTokens);
     speculation.learn(proposed, draft, performance.now() - started);

@@ -79,12 +79,12 @@ export class Speculation implements Disposable {
     if (this.nodes === undefined) this.size ??= new TreeSize(await this.model.draftCosts(this.threads));
   }
 
-  /** What to verify next, behind `tokens`, at most `depth` drafts deep; `proposed` is all that came to mind. */
-  async propose(tokens: readonly number[], depth: number): Promise<{ proposed: DraftTree; tree: DraftTree }> {
+  /** What to verify next, behind `tokens`; `proposed` is all that came to mind. `allowed` says how deep a tree of some depth may be. */
+  async propose(tokens: readonly number[], allowed: (depth: number) => number): Promise<{ proposed: DraftTree; tree: DraftTree }> {
     const started = performance.now(), most = Math.min(this.nodes ?? this.size!.most, draftNodes);
-    const asked = most > 1 && depth > 0 && (this.nodes !== undefined || this.patience.ask());
+    const asked = most > 1 && allowed(1) > 0 && (this.nodes !== undefined || this.patience.ask());
     let proposed = asked ? await this.state.propose(tokens, most) : DraftTree.chain([tokens.at(-1)!]);
-    proposed = proposed.shallow(depth);
+    proposed = proposed.shallow(allowed(proposed.depths.at(-1)!)); // breadth first: the last node is the deepest
     const tree = this.size ? this.size.fit(proposed) : proposed.best(most);
     const took = performance.now() - started;
     this.lastDraftMs = asked ? took : undefined;
