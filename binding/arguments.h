@@ -30,6 +30,12 @@ class Arguments {
     return int64_t(number);
   }
 
+  Napi::Array array(Napi::Value value, const char* name) {
+    if (value.IsArray()) return value.As<Napi::Array>();
+    set(name, "expected an array");
+    return Napi::Array::New(info_.Env());
+  }
+
   Napi::Value field(Napi::Value object, const char* name) {
     if (object.IsObject()) return object.As<Napi::Object>().Get(name);
     set(name, "expected an object with this field");

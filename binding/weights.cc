@@ -91,8 +91,7 @@ Napi::Value loadWeights(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), "loadWeights", [&]() -> Napi::Value {
     Arguments arguments(info, "loadWeights");
     auto work = std::make_unique<LoadWeights>();
-    if (!info[0].IsArray()) arguments.set("items", "expected an array");
-    const Napi::Array items = info[0].IsArray() ? info[0].As<Napi::Array>() : Napi::Array::New(info.Env());
+    const Napi::Array items = arguments.array(info[0], "items");
     for (uint32_t i = 0; i < items.Length() && arguments.ok(); ++i) {
       LoadWeights::Item& item = work->items.emplace_back();
       item.columns = arguments.integer(arguments.field(items.Get(i), "columns"), "columns", 1, kMostRows);
@@ -117,8 +116,7 @@ Napi::Value loadVectors(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), "loadVectors", [&]() -> Napi::Value {
     Arguments arguments(info, "loadVectors");
     auto work = std::make_unique<LoadVectors>();
-    if (!info[0].IsArray()) arguments.set("vectors", "expected an array");
-    const Napi::Array vectors = info[0].IsArray() ? info[0].As<Napi::Array>() : Napi::Array::New(info.Env());
+    const Napi::Array vectors = arguments.array(info[0], "vectors");
     for (uint32_t i = 0; i < vectors.Length() && arguments.ok(); ++i) {
       work->parts.push_back(storedRows(arguments, arguments.field(vectors.Get(i), "part")));
       work->counts.push_back(arguments.integer(arguments.field(vectors.Get(i), "count"), "count", 1, int64_t(1) << 31));

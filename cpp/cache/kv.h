@@ -17,6 +17,7 @@
 namespace tl {
 
 constexpr int32_t kPageTokens = 32;
+constexpr int64_t kMostQuantizedDim = 1024;  // of int8 pages, and where pages of several element types meet: rows pass through a buffer
 constexpr int64_t kPageGroup = 32;  // dimensions that share scale and minimum in i4
 
 constexpr bool isCacheElement(DType type) {
@@ -132,7 +133,8 @@ class KvCache {
   Status prepareKeep(const uint8_t* kept, int64_t stride, bool dense);
   void keepHead(int32_t layer, int32_t head, const uint8_t* kept);
   void finishKeep();
-  // Pages of each head that lie wholly before its last `recent` tokens become pages of `element`. All or nothing.
+  // Pages of each head that lie wholly before its last `recent` tokens become pages of `element`. All or nothing; head
+  // dimensions of at most kMostQuantizedDim.
   Status requantize(int64_t recent, DType element);
 
   // A number a token that moves with it: what attention has given it so far. Off by default.

@@ -110,11 +110,7 @@ void KvCache::copyToken(KvPage& to, int64_t toSlot, const KvPage& from, int64_t 
   to.positions[toSlot] = from.positions[fromSlot];
   const KvLayout layout = this->layout(to.element);
   if (to.element != from.element) {
-    constexpr int64_t most = 1024;
-    float local[2 * most];
-    std::unique_ptr<float[]> large(layout.headDim > most ? new (std::nothrow) float[size_t(2 * layout.headDim)] : nullptr);
-    float* token = layout.headDim > most ? large.get() : local;
-    if (!token) return;
+    float token[2 * kMostQuantizedDim];
     readToken(from, this->layout(from.element), fromSlot, token, token + layout.headDim);
     return writeToken(to, layout, toSlot, token, token + layout.headDim);
   }
@@ -212,22 +208,25 @@ Status KvCache::requantize(int64_t recent, DType element) {
     KvPage** place;
     KvPage* page;
   };
+  if (shape().headDim > kMostQuantizedDim) return shapeError("kvCache", "headDim", "is too large for pages of several element types", kMostQuantizedDim, shape().headDim);
   std::vector<Change> changes;
   Status status;
   try {
-    std::vector<float> token(size_t(2 * shape().headDim));
+    float token[2 * kMostQuantizedDim];
     for (Head& head : heads_)
       for (int64_t p = 0; (p + 1) * kPageTokens <= head.length - recent && !status; ++p) {
         KvPage*& page = head.pages[size_t(p)];
         if (page->element == element) continue;
-        changes.reserve(changes.size() + 1);
-        KvPage* made = pool_->take(element, status);
-        if (!made) break;
-        changes.push_back({&page, made});
+        changes.push_back({&page, nullptr});  // first: it may throw, and a page taken before would be lost
+        KvPage* made = changes.back().page = pool_->take(element, status);
+        if (!made) {
+          changes.pop_back();
+          break;
+        }
         std::memcpy(made->positions, page->positions, sizeof made->positions);
         for (int64_t slot = 0; slot < kPageTokens; ++slot) {
-          readToken(*page, layout(page->element), slot, token.data(), token.data() + shape().headDim);
-          writeToken(*made, layout(element), slot, token.data(), token.data() + shape().headDim);
+          readToken(*page, layout(page->element), slot, token, token + shape().headDim);
+          writeToken(*made, layout(element), slot, token, token + shape().headDim);
         }
       }
   } catch (const std::exception&) {
@@ -300,6 +299,7 @@ Status KvCache::loadLayer(int32_t layer, const std::byte* from, int64_t bytes) {
       if (!page) return status;
       head.pages.push_back(page);
       mixed_ |= page->element != shape().element;
+      if (mixed_ && shape().headDim > kMostQuantizedDim) return malformed();
       if (!get(page->positions, sizeof page->positions) || !get(page->keys(), layout(page->element).dataBytes())) return malformed();
     }
     if (observing_ && !get(head.scores.data(), length * int64_t(sizeof(float)))) return malformed();

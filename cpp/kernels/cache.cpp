@@ -44,7 +44,7 @@ Status cacheAppend(const CacheAppendArgs& args, Context& context) {
   TL_TRY(checkRows("value", args.value, step.newTokens, shape));
   if (!(args.layer >= 0 && args.layer < shape.layers)) return argumentError(op, "layer", "is not in the cache", int64_t(args.layer));
   if (step.newTokens == 0) return {};
-  if ((shape.element == DType::i8 || cache.mixed()) && shape.headDim > kMostQuantizedDim) return shapeError(op, "cache", "an int8 cache has head dimensions of at most 1,024", 1024, shape.headDim);
+  if ((shape.element == DType::i8 || cache.mixed()) && shape.headDim > kMostQuantizedDim) return shapeError(op, "cache", "an int8 cache has head dimensions of at most 1,024", kMostQuantizedDim, shape.headDim);
   const int32_t layer = int32_t(args.layer);
   for (int32_t head = 0; head < shape.kvHeads; ++head)
     if (cache.length(layer, head) + step.newTokens > cache.capacity(layer, head))

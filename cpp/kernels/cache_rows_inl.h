@@ -11,6 +11,9 @@ namespace tl::TL_TARGET {
 
 constexpr float kBehind = -std::numeric_limits<float>::infinity();  // the score of what is no token
 
+// What lies behind a head's tokens is marked, so that later ops need no lengths.
+inline void markBehind(float* row, int64_t tokens, int64_t width) { std::fill(row + tokens, row + width, kBehind); }
+
 // One layer of the cache that a step works on; the step's own tokens count.
 struct CachedLayer {
   const char* op = "";
@@ -44,6 +47,21 @@ struct CachedLayer {
     return {};
   }
 
+  // The same, and a row of scores for each head.
+  Status openScores(const char* name, const View& view, double number, const View& out, FloatRows& scores) {
+    TL_TRY(open(name, view, number));
+    return rows("out", out, heads(), scores);
+  }
+  // body(head, its tokens, its row, thread) writes a head's scores; what lies behind them is marked.
+  template <typename Body> void forHeads(Context& context, const FloatRows& scores, int64_t work, Body&& body) const {
+    forRows(context, scores.rows, work, [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t head = begin; head < end; ++head) {
+        body(int32_t(head), tokens(int32_t(head)), scores.row(head), thread);
+        markBehind(scores.row(head), tokens(int32_t(head)), scores.width);
+      }
+    });
+  }
+
   Source source(int32_t head) const {
     Source made;
     made.pages = cache->pages(layer, head);
@@ -73,9 +91,6 @@ struct CachedLayer {
     return {};
   }
 };
-
-// What lies behind a head's tokens is marked, so that later ops need no lengths.
-inline void markBehind(float* row, int64_t tokens, int64_t width) { std::fill(row + tokens, row + width, kBehind); }
 
 TL_INLINE void storeLanes(float* to, const F32 (&lanes)[kPanelVectors], int count) {
   for (int v = 0; v * kLanes < count; ++v) storeUpTo(to + v * kLanes, lanes[v], count - v * kLanes);

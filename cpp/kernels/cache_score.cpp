@@ -53,20 +53,14 @@ Status cacheScores(const CacheScoresArgs& args, Context& context) {
   constexpr const char* op = "cacheScores";
   CachedLayer cached;
   FloatRows out;
-  TL_TRY(cached.open(op, args.cache, args.layer));
-  TL_TRY(cached.rows("out", args.out, cached.heads(), out));
+  TL_TRY(cached.openScores(op, args.cache, args.layer, args.out, out));
   if (!cached.cache->observing()) return argumentError(op, "cache", "keeps no scores: it has to be told to observe");
   if (!(args.seen >= 0)) return argumentError(op, "seen", "must be 0 or more");
-  forRows(context, out.rows, out.width, [&](int64_t begin, int64_t end, int) {
-    for (int64_t head = begin; head < end; ++head) {
-      const int64_t n = cached.tokens(int32_t(head));
-      const float* scores = cached.cache->scores(cached.layer, int32_t(head));
-      float* row = out.row(head);
-      std::copy(scores, scores + n, row);
-      markBehind(row, n, out.width);
-      if (args.seen > 0)
-        for (int64_t j = 0; j < n; ++j) row[j] /= float(std::max(args.seen - cached.cache->position(cached.layer, int32_t(head), j), 1.0));
-    }
+  cached.forHeads(context, out, out.width, [&](int32_t head, int64_t n, float* row, int) {
+    const float* scores = cached.cache->scores(cached.layer, head);
+    std::copy(scores, scores + n, row);
+    if (args.seen > 0)
+      for (int64_t j = 0; j < n; ++j) row[j] /= float(std::max(args.seen - cached.cache->position(cached.layer, head, j), 1.0));
   });
   return {};
 }
@@ -74,8 +68,7 @@ Status cacheScores(const CacheScoresArgs& args, Context& context) {
 Status cacheNorms(const CacheNormsArgs& args, Context& context) {
   CachedLayer cached;
   FloatRows out;
-  TL_TRY(cached.open("cacheNorms", args.cache, args.layer));
-  TL_TRY(cached.rows("out", args.out, cached.heads(), out));
+  TL_TRY(cached.openScores("cacheNorms", args.cache, args.layer, args.out, out));
   if (args.order != 1 && args.order != 2) return argumentError("cacheNorms", "order", "must be 1 or 2", int64_t(args.order));
   const bool absolute = args.order == 1;
   const F32 scale = broadcast(float(args.scale));
@@ -159,16 +152,11 @@ Status cacheKeyDiff(const CacheKeyDiffArgs& args, Context& context) {
   constexpr const char* op = "cacheKeyDiff";
   CachedLayer cached;
   FloatRows out;
-  TL_TRY(cached.open(op, args.cache, args.layer));
-  TL_TRY(cached.rows("out", args.out, cached.heads(), out));
+  TL_TRY(cached.openScores(op, args.cache, args.layer, args.out, out));
   if (cached.panelFloats() + cached.headDim() > kScratchFloats) return shapeError(op, "cache", "has too large a head dimension", kScratchFloats / (kPanelKeys + 1), cached.headDim());
-  forRows(context, out.rows, cached.longest * cached.headDim(), [&](int64_t begin, int64_t end, int thread) {
+  cached.forHeads(context, out, cached.longest * cached.headDim(), [&](int32_t head, int64_t n, float* row, int thread) {
     float* panel = reinterpret_cast<float*>(context.pool.scratch(thread));
-    for (int64_t head = begin; head < end; ++head) {
-      const int64_t n = cached.tokens(int32_t(head));
-      if (n > 0) keyDiffHead(cached, int32_t(head), out.row(head), panel, panel + cached.panelFloats());
-      markBehind(out.row(head), n, out.width);
-    }
+    if (n > 0) keyDiffHead(cached, head, row, panel, panel + cached.panelFloats());
   });
   return {};
 }
@@ -177,8 +165,7 @@ Status cacheQueryScores(const CacheQueryScoresArgs& args, Context& context) {
   constexpr const char* op = "cacheQueryScores";
   CachedLayer cached;
   FloatRows out;
-  TL_TRY(cached.open(op, args.cache, args.layer));
-  TL_TRY(cached.rows("out", args.out, cached.heads(), out));
+  TL_TRY(cached.openScores(op, args.cache, args.layer, args.out, out));
   const View& query = args.query;
   const int64_t headDim = cached.headDim();
   if (query.dtype != DType::f32) return argumentError(op, "query", "must be f32", int64_t(query.dtype));
@@ -203,17 +190,11 @@ Status cacheQueryScores(const CacheQueryScoresArgs& args, Context& context) {
 Status cacheRandom(const CacheRandomArgs& args, Context& context) {
   CachedLayer cached;
   FloatRows out;
-  TL_TRY(cached.open("cacheRandom", args.cache, args.layer));
-  TL_TRY(cached.rows("out", args.out, cached.heads(), out));
+  TL_TRY(cached.openScores("cacheRandom", args.cache, args.layer, args.out, out));
   if (!(args.seed >= 0 && args.seed <= 0x1p53)) return argumentError("cacheRandom", "seed", "must be an integer in 0 … 2^53");
-  forRows(context, out.rows, 16 * out.width, [&](int64_t begin, int64_t end, int) {
-    for (int64_t head = begin; head < end; ++head) {
-      const int64_t n = cached.tokens(int32_t(head));
-      const uint64_t stream = uint64_t(cached.layer) * uint64_t(cached.heads()) + uint64_t(head);
-      for (int64_t j = 0; j < n; ++j)
-        out.row(head)[j] = float(uniform(uint64_t(args.seed), stream, uint64_t(uint32_t(cached.cache->position(cached.layer, int32_t(head), j)))));
-      markBehind(out.row(head), n, out.width);
-    }
+  cached.forHeads(context, out, 16 * out.width, [&](int32_t head, int64_t n, float* row, int) {
+    const uint64_t stream = uint64_t(cached.layer) * uint64_t(cached.heads()) + uint64_t(head);
+    for (int64_t j = 0; j < n; ++j) row[j] = float(uniform(uint64_t(args.seed), stream, uint64_t(uint32_t(cached.cache->position(cached.layer, head, j)))));
   });
   return {};
 }

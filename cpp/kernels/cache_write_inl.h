@@ -5,8 +5,6 @@
 
 namespace tl::TL_TARGET {
 
-constexpr int64_t kMostQuantizedDim = 1024;  // of int8 pages: a row is quantised before it is spread over the page
-
 inline void convertLanes(float* to, const float* from, int n) { std::memcpy(to, from, size_t(n) * sizeof(float)); }
 template <typename T> void convertLanes(T* to, const float* from, int n) {
   int i = 0;
