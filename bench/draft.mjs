@@ -2,13 +2,13 @@
 // Every drafter over four kinds of prompts, greedy, against plain decoding, with node-llama-cpp's own predictors (in the folder
 // that TOKENLOOM_PEERS names) beside its own plain decoding; interleaved, each in a process of its own, best of `runs`.
 // Drafters have seen one prompt of each other kind before (their state is meant to be kept). Writes bench/results/draft.json.
-import { fork } from "node:child_process";
 import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import { availableParallelism, cpus, loadavg } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { loadModel, locateModel } from "tokenloom";
+import { measure } from "./child.mjs";
 import { kinds } from "./peers/draft-prompts.mjs";
 
 const here = dirname(fileURLToPath(import.meta.url));
@@ -30,15 +30,6 @@ const peerFolder = process.env.TOKENLOOM_PEERS && join(process.env.TOKENLOOM_PEE
 const peers = peerFolder && existsSync(peerFolder) ? ["none", "lookup", "draft"] : [];
 if (peers.length === 0) console.log("node-llama-cpp is left out: TOKENLOOM_PEERS names no folder with node_modules/node-llama-cpp\n");
 
-function measure(program, request) {
-  return new Promise((resolve, reject) => {
-    const child = fork(join(here, "peers", `${program}.mjs`), [JSON.stringify(request)], { stdio: ["ignore", "ignore", "inherit", "ipc"] });
-    let answer;
-    child.once("message", (message) => (answer = message));
-    child.once("exit", (code, signal) => (answer ? resolve(answer) : reject(new Error(`${program} ${request.drafter} ended with ${signal ?? `code ${code}`}`))));
-  });
-}
-
 const tokenizer = await loadModel(path, { offline: true });
 const idsOf = (prompt) => tokenizer.tokenize(tokenizer.applyChatTemplate([{ role: "user", content: prompt }], { addGenerationPrompt: true }), { special: true, bos: tokenizer.tokenizer.addBos });
 const loadBefore = loadavg()[0], rows = [];
@@ -47,11 +38,11 @@ for (const kind of flags.kinds.split(",")) {
   const ours = new Map(), theirs = new Map();
   for (let run = 0; run < Number(flags.runs); run++) {
     for (const drafter of drafters) {
-      const got = await measure("draft-tokenloom", { model: path, threads, drafter, prompts, warm: drafter === "none" ? [] : warm, tokens });
+      const got = await measure("peers/draft-tokenloom", { model: path, threads, drafter, prompts, warm: drafter === "none" ? [] : warm, tokens });
       if (!ours.has(drafter) || got.tokensPerSecond > ours.get(drafter).tokensPerSecond) ours.set(drafter, got);
     }
     for (const drafter of peers) {
-      const got = await measure("draft-node-llama-cpp", { model: path, threads, drafter, promptIds: prompts.map(idsOf), tokens });
+      const got = await measure("peers/draft-node-llama-cpp", { model: path, threads, drafter, promptIds: prompts.map(idsOf), tokens });
       if (!theirs.has(drafter) || got.tokensPerSecond > theirs.get(drafter).tokensPerSecond) theirs.set(drafter, got);
     }
     process.stderr.write(".");

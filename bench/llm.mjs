@@ -1,13 +1,14 @@
 // npm run bench:llm [-- --model FILE --runs 5 --threads 1,2 --only ours|peer]
 // The same GGUF file with this package and with node-llama-cpp (in the folder that TOKENLOOM_PEERS names), interleaved, each
 // measurement in a process of its own, best of `runs`. Prints a table and writes bench/results/llm.json.
-import { execFileSync, fork } from "node:child_process";
+import { execFileSync } from "node:child_process";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { availableParallelism, cpus, loadavg, totalmem } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { locateModel } from "tokenloom";
+import { measure } from "./child.mjs";
 import { machineLimits } from "./limits.mjs";
 
 const here = dirname(fileURLToPath(import.meta.url));
@@ -33,15 +34,6 @@ function peerVersion() {
   if (!folder) return { missing: "TOKENLOOM_PEERS names no folder with node_modules/node-llama-cpp" };
   const file = join(folder, "node_modules", "node-llama-cpp", "package.json");
   return existsSync(file) ? { version: JSON.parse(readFileSync(file, "utf8")).version } : { missing: `there is no ${file}` };
-}
-
-function measure(program, request) {
-  return new Promise((resolve, reject) => {
-    const child = fork(join(here, `${program}.mjs`), [JSON.stringify(request)], { stdio: ["ignore", "ignore", "inherit", "ipc"] });
-    let answer;
-    child.once("message", (message) => (answer = message));
-    child.once("exit", (code, signal) => (answer ? resolve(answer) : reject(new Error(`${program} ended with ${signal ?? `code ${code}`}`))));
-  });
 }
 
 /** The best of several answers, figure by figure; memory and delays are the worst seen. */

@@ -1,8 +1,7 @@
 import { ArgumentError } from "../errors.js";
-import { checkNumber, type CachePolicy } from "./policy.js";
+import { baselines, checkNumber, type CachePolicy } from "./policy.js";
 import { snapKV, type SnapKVOptions } from "./snapkv.js";
 
-const baselines = "Baselines of the field: StreamingLLM, H2O, TOVA, SnapKV, PyramidKV, KNorm, ExpectedAttention, KeyDiff, AdaKV";
 export const method = { recipe: "adaKV", paper: baselines, arxiv: "2407.11550", summary: "the heads of a layer share their budgets" };
 
 export interface AdaKVOptions {

@@ -7,10 +7,7 @@ import { ropeFrequencies } from "../ops/rope.js";
 import { schedule, type RunOptions } from "../schedule.js";
 import type { CachePolicy, Observation } from "./policy.js";
 import { layerPolicies, Scoring, type ScoringShape } from "./scoring.js";
-import { cacheTypes } from "./types.js";
-
-/** Tokens of a page: while decoding, eviction waits until a page's worth is beyond the budget. */
-const pageTokens = 32;
+import { cacheTypes, pageTokens } from "./types.js";
 
 /** Policies that rotate keys, or foresee queries, need `rope`. */
 export interface EvictionShape extends ScoringShape {

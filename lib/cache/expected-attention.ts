@@ -1,9 +1,8 @@
 import { ArgumentError } from "../errors.js";
 import { cacheExpectedLogits, cacheNorms, reduceRows } from "../ops/cache-policy.js";
 import { softmax } from "../ops/softmax.js";
-import { checkInteger, checkNumber, policy, type Budget, type CachePolicy } from "./policy.js";
+import { baselines, checkInteger, checkNumber, policy, type Budget, type CachePolicy } from "./policy.js";
 
-const baselines = "Baselines of the field: StreamingLLM, H2O, TOVA, SnapKV, PyramidKV, KNorm, ExpectedAttention, KeyDiff, AdaKV";
 export const method = { recipe: "expectedAttention", paper: baselines, arxiv: "2510.00636", summary: "what queries to come will attend to, by the distribution of those so far" };
 
 export type ExpectedAttentionOptions = Budget & {

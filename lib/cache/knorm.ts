@@ -1,7 +1,6 @@
 import { cacheNorms } from "../ops/cache-policy.js";
-import { policy, type Budget, type CachePolicy } from "./policy.js";
+import { baselines, policy, type Budget, type CachePolicy } from "./policy.js";
 
-const baselines = "Baselines of the field: StreamingLLM, H2O, TOVA, SnapKV, PyramidKV, KNorm, ExpectedAttention, KeyDiff, AdaKV";
 export const method = { recipe: "kNorm", paper: baselines, arxiv: "2406.11430", summary: "keys of small norm stay" };
 
 /** KNorm (arXiv 2406.11430): score −‖k‖₂. */

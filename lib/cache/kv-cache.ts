@@ -14,7 +14,7 @@ import { Eviction, rotationGraph } from "./eviction.js";
 import { Scoring, type ScoringShape } from "./scoring.js";
 import type { PromptFilter } from "./gemfilter.js";
 import { loadCache, saveCache } from "./file.js";
-import { cacheTypes, type CacheType } from "./types.js";
+import { cacheTypes, pageTokens, type CacheType } from "./types.js";
 import { checkChoice, checkInteger, observedSums, type CachePolicy, type Observation } from "./policy.js";
 
 export interface KvCacheShape {
@@ -167,8 +167,8 @@ export class KvCache extends NativeResource {
     const { layers, kvHeads } = this.shape;
     return Array.from({ length: layers }, (_, layer) => Array.from({ length: kvHeads }, (_, head) => {
       const { positions } = this.read(layer, head), pages = callNative(() => native.cachePages(this.handle, layer, head));
-      return Array.from({ length: Math.ceil(positions.length / 32) }, (_, page) => ({
-        type: typeNames.find((type) => dtypeCode[cacheTypes[type]] === pages[2 * page])!, holders: pages[2 * page + 1]!, positions: positions.subarray(page * 32, (page + 1) * 32),
+      return Array.from({ length: Math.ceil(positions.length / pageTokens) }, (_, page) => ({
+        type: typeNames.find((type) => dtypeCode[cacheTypes[type]] === pages[2 * page])!, holders: pages[2 * page + 1]!, positions: positions.subarray(page * pageTokens, (page + 1) * pageTokens),
       }));
     }));
   }

@@ -4,6 +4,9 @@ import type { Parameter } from "../graph/graph.js";
 import type { RopeConfig } from "../ops/rope.js";
 import type { Value } from "../graph/value.js";
 
+/** The row of docs/methods.json that the field's usual policies share. */
+export const baselines = "Baselines of the field: StreamingLLM, H2O, TOVA, SnapKV, PyramidKV, KNorm, ExpectedAttention, KeyDiff, AdaKV";
+
 /**
  * By-products of attention that a policy's scores are made of.
  *

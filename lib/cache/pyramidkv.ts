@@ -1,7 +1,6 @@
-import { budgetOf, checkNumber, policy, type CachePolicy } from "./policy.js";
+import { baselines, budgetOf, checkNumber, policy, type CachePolicy } from "./policy.js";
 import { windowVotes, type SnapKVOptions } from "./snapkv.js";
 
-const baselines = "Baselines of the field: StreamingLLM, H2O, TOVA, SnapKV, PyramidKV, KNorm, ExpectedAttention, KeyDiff, AdaKV";
 export const method = { recipe: "pyramidKV", paper: baselines, arxiv: "2406.02069", summary: "SnapKV with budgets that fall from layer to layer" };
 
 export type PyramidKVOptions = SnapKVOptions & {

@@ -1,7 +1,6 @@
 import { cacheScores, poolScores } from "../ops/cache-policy.js";
-import { checkChoice, checkInteger, checkKernel, policy, type Budget, type CachePolicy } from "./policy.js";
+import { baselines, checkChoice, checkInteger, checkKernel, policy, type Budget, type CachePolicy } from "./policy.js";
 
-const baselines = "Baselines of the field: StreamingLLM, H2O, TOVA, SnapKV, PyramidKV, KNorm, ExpectedAttention, KeyDiff, AdaKV";
 export const method = { recipe: "snapKV", paper: baselines, arxiv: "2404.14469", summary: "pooled attention of the prompt's last queries ranks what lies before them" };
 
 export interface WindowOptions {

@@ -1,6 +1,5 @@
-import { checkInteger, policy, type Budget, type CachePolicy } from "./policy.js";
+import { baselines, checkInteger, policy, type Budget, type CachePolicy } from "./policy.js";
 
-const baselines = "Baselines of the field: StreamingLLM, H2O, TOVA, SnapKV, PyramidKV, KNorm, ExpectedAttention, KeyDiff, AdaKV";
 export const method = { recipe: "streamingLlm", paper: baselines, arxiv: "2309.17453", summary: "attention sinks and the newest tokens" };
 
 export type StreamingLlmOptions = Budget & {

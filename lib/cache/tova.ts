@@ -1,7 +1,6 @@
 import { cacheScores, reduceRows } from "../ops/cache-policy.js";
-import { policy, type Budget, type CachePolicy } from "./policy.js";
+import { baselines, policy, type Budget, type CachePolicy } from "./policy.js";
 
-const baselines = "Baselines of the field: StreamingLLM, H2O, TOVA, SnapKV, PyramidKV, KNorm, ExpectedAttention, KeyDiff, AdaKV";
 export const method = { recipe: "tova", paper: baselines, arxiv: "2401.06104", summary: "the tokens that the last query attends to, one choice for all heads" };
 
 export type TovaOptions = Budget & {

@@ -1,7 +1,7 @@
 import { cacheNorms, cacheScores, reduceRows } from "../ops/cache-policy.js";
-import { checkInteger, policy, type Budget, type CachePolicy } from "./policy.js";
+import { protectNewest } from "./h2o.js";
+import { baselines, checkInteger, policy, type Budget, type CachePolicy } from "./policy.js";
 
-const baselines = "Baselines of the field: StreamingLLM, H2O, TOVA, SnapKV, PyramidKV, KNorm, ExpectedAttention, KeyDiff, AdaKV";
 export const method = { recipe: "vatp", paper: baselines, arxiv: "2406.12335", summary: "attention so far times the size of the value" };
 
 export type VatpOptions = Budget & {
@@ -15,11 +15,10 @@ export type VatpOptions = Budget & {
 export function vatp(options: VatpOptions): CachePolicy {
   const { sinks = 20, recent } = options ?? {};
   checkInteger("options.sinks", sinks, 0);
-  if (recent !== undefined) checkInteger("options.recent", recent, 0);
   return policy(options, {
     name: "vatp",
     observe: { kind: "all" },
     score: (context) => reduceRows(cacheScores(context), { kind: "mean", rows: context.kvHeads, weights: cacheNorms(context, { values: true, order: 1 }) }),
-    protect: (budget) => ({ first: sinks, last: recent ?? Math.floor(budget / 2) }),
+    protect: protectNewest(recent, sinks),
   });
 }

@@ -1,4 +1,4 @@
-import { escapeXml } from "./draft-svg.js";
+import { escapeXml } from "../svg.js";
 
 const left = 56, top = 40, rowHeight = 6, layerGap = 4, width = 900;
 

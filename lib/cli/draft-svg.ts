@@ -1,10 +1,7 @@
 import type { VerifiedDraft } from "../index.js";
+import { escapeXml } from "../svg.js";
 
 const column = 110, line = 18, margin = 12, perRow = 12;
-
-export function escapeXml(text: string): string {
-  return text.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
-}
 
 /** What is seen of a token's text: spaces and control characters by signs, long ones cut. */
 function label(text: string): string {

@@ -1,10 +1,9 @@
+import { numberOption } from "../check.js";
 import { invalidArgument } from "../errors.js";
 
 /** An integer option within its range, or its default. */
 export function integer(name: string, value: unknown, fallback: number, low: number, high: number): number {
-  if (value === undefined) return fallback;
-  if (!Number.isInteger(value) || (value as number) < low || (value as number) > high) throw invalidArgument(name, `an integer from ${low} to ${high}`, value);
-  return value as number;
+  return numberOption(name, value, fallback, low, high, true);
 }
 
 export function optionsObject<T extends object>(options: T | undefined): Partial<T> {

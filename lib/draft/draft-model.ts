@@ -1,11 +1,13 @@
+import { numberOption } from "../check.js";
 import { ArgumentError, invalidArgument } from "../errors.js";
+import { commonLength } from "./common.js";
 import { integer, optionsObject } from "./check.js";
-import type { Drafter, DraftMethod, DraftState, TopTokens } from "./drafter.js";
+import { baselines, type Drafter, type DraftMethod, type DraftState, type TopTokens } from "./drafter.js";
 import { TreeBuilder, type DraftTree } from "./tree.js";
 
 export const method: DraftMethod = {
   recipe: "draftModel",
-  paper: "Baselines of the field: prompt lookup, suffix lookup, draft-model tree, EAGLE-2 dynamic tree, lookahead",
+  paper: baselines,
   arxiv: "2211.17192",
   summary: "a smaller model of the same tokenizer writes ahead; its runners-up are leaves beside its own choice",
 };
@@ -51,8 +53,7 @@ export function expectSameTokenizer(draft: DraftingModel, target: DraftingModel)
 export function draftModel(model: DraftingModel, options?: DraftModelOptions): Drafter {
   if (typeof (model as { draftText?: unknown } | null)?.draftText !== "function") throw invalidArgument("model", "a language model", model);
   const o = optionsObject(options), numTokens = integer("options.numTokens", o.numTokens, 8, 1, 63), branches = integer("options.branches", o.branches, 3, 1, 8);
-  const { leastProbability = 0.2 } = o;
-  if (!(leastProbability >= 0 && leastProbability <= 1)) throw invalidArgument("options.leastProbability", "a number from 0 to 1", leastProbability);
+  const leastProbability = numberOption("options.leastProbability", o.leastProbability, 0.2, 0, 1);
   return {
     name: method.recipe,
     open({ model: target }): DraftState {
@@ -73,9 +74,7 @@ export function draftModel(model: DraftingModel, options?: DraftModelOptions): D
 }
 
 async function write(text: DraftText, tokens: readonly number[], depth: number, nodes: number, branches: number, least: number): Promise<DraftTree> {
-  let common = 0;
-  while (common < text.tokens.length && common < tokens.length && text.tokens[common] === tokens[common]) common++;
-  text.keepFirst(Math.min(common, tokens.length - 1));
+  text.keepFirst(Math.min(commonLength(text.tokens, tokens), tokens.length - 1));
   const builder = new TreeBuilder(tokens.at(-1)!);
   let append = tokens.slice(text.tokens.length), parent = 0;
   for (let level = 0; level < depth && builder.probabilities[parent]! >= least; level++) {

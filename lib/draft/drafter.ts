@@ -63,6 +63,9 @@ export interface Drafter {
   open(context: DraftContext): DraftState;
 }
 
+/** The row of docs/methods.json that the field's usual drafters share. */
+export const baselines = "Baselines of the field: prompt lookup, suffix lookup, draft-model tree, EAGLE-2 dynamic tree, lookahead";
+
 /** Which paper a drafter follows: docs/methods.md is made from it. */
 export interface DraftMethod {
   readonly recipe: string;

@@ -1,11 +1,11 @@
 import { integer, optionsObject } from "./check.js";
-import type { Drafter, DraftMethod, DraftState } from "./drafter.js";
+import { baselines, type Drafter, type DraftMethod, type DraftState } from "./drafter.js";
 import { LookaheadPool } from "./lookahead-pool.js";
 import { TreeBuilder, type DraftTree } from "./tree.js";
 
 export const method: DraftMethod = {
   recipe: "lookahead",
-  paper: "Baselines of the field: prompt lookup, suffix lookup, draft-model tree, EAGLE-2 dynamic tree, lookahead",
+  paper: baselines,
   arxiv: "2402.02057",
   summary: "a pool of n-grams by their first token, fed by the text and by what the model predicted along rejected branches",
 };

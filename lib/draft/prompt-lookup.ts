@@ -1,11 +1,11 @@
 import { invalidArgument } from "../errors.js";
 import { integer, optionsObject, tokenIds } from "./check.js";
-import type { Drafter, DraftMethod, DraftState } from "./drafter.js";
+import { baselines, type Drafter, type DraftMethod, type DraftState } from "./drafter.js";
 import { DraftTree } from "./tree.js";
 
 export const method: DraftMethod = {
   recipe: "promptLookup",
-  paper: "Baselines of the field: prompt lookup, suffix lookup, draft-model tree, EAGLE-2 dynamic tree, lookahead",
+  paper: baselines,
   arxiv: "2304.04487",
   summary: "a chain: what followed the last n-gram where it stood before",
 };

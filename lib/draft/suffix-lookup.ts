@@ -1,12 +1,12 @@
 import { invalidArgument } from "../errors.js";
 import { integer, optionsObject, tokenIds } from "./check.js";
-import type { Drafter, DraftMethod, DraftState } from "./drafter.js";
+import { baselines, type Drafter, type DraftMethod, type DraftState } from "./drafter.js";
 import { SuffixAutomaton, type SuffixMatch } from "./suffix-automaton.js";
 import { TreeBuilder, type DraftTree } from "./tree.js";
 
 export const method: DraftMethod = {
   recipe: "suffixLookup",
-  paper: "Baselines of the field: prompt lookup, suffix lookup, draft-model tree, EAGLE-2 dynamic tree, lookahead",
+  paper: baselines,
   arxiv: "2411.04975, 2411.10666",
   summary: "what followed the longest suffix of the text where it stood before, in the text itself or in texts of the user, by a suffix automaton",
 };

@@ -1,3 +1,4 @@
+import { numberOption as number } from "../check.js";
 import { invalidArgument } from "../errors.js";
 import type { ChatMessage } from "../tokenizer/template.js";
 
@@ -48,14 +49,6 @@ export interface CheckedOptions {
 
 /** The longest history that the repetition penalty can look at. */
 export const mostHistory = 4096;
-
-function number(name: string, value: unknown, fallback: number, low: number, high: number, whole = false): number {
-  if (value === undefined) return fallback;
-  if (typeof value !== "number" || !(value >= low && value <= high) || (whole && !Number.isInteger(value))) {
-    throw invalidArgument(name, `${whole ? "an integer" : "a number"} from ${low} to ${high === Number.MAX_SAFE_INTEGER ? "2^53 − 1" : high}`, value);
-  }
-  return value;
-}
 
 function boolean(name: string, value: unknown): boolean {
   if (value !== undefined && typeof value !== "boolean") throw invalidArgument(name, "a boolean", value);

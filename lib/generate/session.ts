@@ -1,5 +1,8 @@
 import type { PromptFilter } from "../cache/gemfilter.js";
 import { checkPolicy, type CachePolicy } from "../cache/policy.js";
+import { pageTokens } from "../cache/types.js";
+import { commonLength } from "../draft/common.js";
+import { numberOption } from "../check.js";
 import type { Drafter } from "../draft/drafter.js";
 import { AbortError, ArgumentError, BusyError, ContextOverflowError, invalidArgument } from "../errors.js";
 import { threadCount } from "../schedule.js";
@@ -62,8 +65,8 @@ export interface SessionOptions {
   readonly onDraft?: ((draft: VerifiedDraft) => void) | undefined;
 }
 
-/** A beginning that two texts share is worth taking over from this many tokens on: a page. */
-const leastShared = 32;
+/** A beginning that two texts share is worth taking over from this many tokens on. */
+const leastShared = pageTokens;
 
 function checkSessionOptions(options: SessionOptions, layers: number): SessionOptions {
   if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object", options);
@@ -78,7 +81,7 @@ function checkSessionOptions(options: SessionOptions, layers: number): SessionOp
     throw new ArgumentError("options.draft", `Expected a cache policy that observes no attention while decoding, as drafted tokens give none, but received ${cache.name}: give it decode: false`);
   }
   if (draft !== undefined && typeof (draft as { open?: unknown } | null)?.open !== "function") throw invalidArgument("options.draft", "a drafter such as tokenRecycling()", draft);
-  if (nodes !== undefined && !(Number.isInteger(nodes) && nodes >= 1 && nodes <= draftNodes)) throw invalidArgument("options.draftNodes", `an integer from 1 to ${draftNodes}`, nodes);
+  numberOption("options.draftNodes", nodes, draftNodes, 1, draftNodes, true);
   checkCallback("options.onDraft", onDraft);
   return options;
 }
@@ -320,10 +323,4 @@ export class Session implements Disposable {
     this.options.onDraft?.(draft);
     return draft.drawn;
   }
-}
-
-function commonLength(a: readonly number[], b: readonly number[]): number {
-  let common = 0;
-  while (common < a.length && common < b.length && a[common] === b[common]) common++;
-  return common;
 }

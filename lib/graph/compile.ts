@@ -3,6 +3,7 @@ import { callNative, dtypeCode, native, type Bytes, type NativeHandle } from "..
 import { NativeResource } from "../resource.js";
 import { schedule, type RunOptions } from "../schedule.js";
 import { finishAtOnce, type Slicer } from "../slice.js";
+import { escapeXml } from "../svg.js";
 import { affine, shapeText, Symbolic } from "./dims.js";
 import { Scalar, type Graph, type Node, type Parameter } from "./graph.js";
 import { planArena, type ArenaPlan } from "./plan.js";
@@ -169,12 +170,11 @@ export class CompiledGraph extends NativeResource {
   /** The arena over time: one bar a value, bytes upwards, ops to the right. */
   toSvg(): string {
     const width = 900, height = 400, ops = Math.max(1, this.graph.nodes.length), bytes = Math.max(1, this.plan.bytes);
-    const escape = (text: string): string => text.replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
     const bars = this.plan.placements.map(({ name, offset, bytes: size, first, last }, i) => {
       const x = (first / ops) * width, w = ((last - first + 1) / ops) * width, h = (size / bytes) * height, y = height - (offset / bytes) * height - h;
-      return `<rect x="${x.toFixed(1)}" y="${y.toFixed(1)}" width="${w.toFixed(1)}" height="${h.toFixed(1)}" fill="hsl(${(i * 47) % 360} 60% 70%)" stroke="#333" stroke-width=".3"><title>${escape(name)}: ${size} bytes</title></rect>`;
+      return `<rect x="${x.toFixed(1)}" y="${y.toFixed(1)}" width="${w.toFixed(1)}" height="${h.toFixed(1)}" fill="hsl(${(i * 47) % 360} 60% 70%)" stroke="#333" stroke-width=".3"><title>${escapeXml(name)}: ${size} bytes</title></rect>`;
     });
-    return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" role="img" aria-label="live ranges of graph ${escape(this.name)}">${bars.join("")}</svg>`;
+    return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" role="img" aria-label="live ranges of graph ${escapeXml(this.name)}">${bars.join("")}</svg>`;
   }
 }
 

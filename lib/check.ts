@@ -1,0 +1,10 @@
+import { invalidArgument } from "./errors.js";
+
+/** An option that is a number (a `whole` one) within its range, or its default. */
+export function numberOption(name: string, value: unknown, fallback: number, low: number, high: number, whole = false): number {
+  if (value === undefined) return fallback;
+  if (typeof value !== "number" || !(value >= low && value <= high) || (whole && !Number.isInteger(value))) {
+    throw invalidArgument(name, `${whole ? "an integer" : "a number"} from ${low} to ${high === Number.MAX_SAFE_INTEGER ? "2^53 − 1" : high}`, value);
+  }
+  return value;
+}
