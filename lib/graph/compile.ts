@@ -7,6 +7,7 @@ import { escapeXml } from "../svg.js";
 import { affine, shapeText, Symbolic } from "./dims.js";
 import { Scalar, type Graph, type Node, type Parameter } from "./graph.js";
 import { planArena, type ArenaPlan } from "./plan.js";
+import { liveNodes } from "./prune.js";
 import { elementBytes, type Value } from "./value.js";
 
 const magic = 0x746c6f6f6d, version = 2;
@@ -83,19 +84,19 @@ class Words {
 /** Nodes between two looks at the clock. */
 const stepNodes = 8;
 
-function* encode(graph: Graph, plan: ArenaPlan, options: CompileOptions): Generator<void, Float64Array> {
+function* encode(graph: Graph, nodes: readonly Node[], plan: ArenaPlan, options: CompileOptions): Generator<void, Float64Array> {
   const offsets = new Map(plan.placements.map(({ id, offset }) => [id, offset]));
   const { cache } = options;
   const bindingOf = (value: Value | undefined): number => (value?.storage.kind === "binding" ? value.storage.index : -1);
   const words = new Words();
   const header = [
-    magic, version, graph.symbols.length, graph.constants.length, graph.bindings.length, graph.scalars.length, plan.bytes, graph.nodes.length,
+    magic, version, graph.symbols.length, graph.constants.length, graph.bindings.length, graph.scalars.length, plan.bytes, nodes.length,
     bindingOf(cache?.binding), bindingOf(cache?.positions), bindingOf(cache?.accepted?.path), bindingOf(cache?.accepted?.count), bindingOf(cache?.kept?.mask),
     cache?.newTokens?.index ?? -1, cache?.kept?.tokens.index ?? -1, cache?.kept?.dense ? 1 : 0,
   ];
   for (const word of header) words.put(word);
   for (const { type } of graph.bindings) words.put(dtypeCode[type]);
-  for (const [index, node] of graph.nodes.entries()) {
+  for (const [index, node] of nodes.entries()) {
     if (index % stepNodes === 0) yield;
     words.put(node.code);
     for (let view = 0; view < node.views.length; view++) words.view(node.views[view], offsets);
@@ -121,7 +122,7 @@ export class CompiledGraph extends NativeResource {
   private readonly graph: Graph;
 
   /** @internal Use compile(). */
-  constructor(graph: Graph, plan: ArenaPlan, words: Float64Array) {
+  constructor(graph: Graph, private readonly nodes: readonly Node[], plan: ArenaPlan, words: Float64Array) {
     const handle = callNative(() => native.createProgram(words, graph.constants.map((constant) => constant.handle)));
     super(`graph ${graph.name}`, handle);
     // The program holds its constants itself; those made for this graph alone need no other owner.
@@ -160,16 +161,16 @@ export class CompiledGraph extends NativeResource {
     const offsets = new Map(this.plan.placements.map(({ id, offset }) => [id, offset]));
     const total = this.plan.placements.reduce((sum, { bytes }) => sum + bytes, 0);
     return [
-      `graph ${this.name}: ${this.graph.nodes.length} ops, arena ${this.plan.bytes} bytes for values of ${total} bytes`,
+      `graph ${this.name}: ${this.nodes.length} ops, arena ${this.plan.bytes} bytes for values of ${total} bytes`,
       `symbols: ${this.graph.symbols.map((symbol) => `${symbol.name} ≤ ${symbol.max}`).join(", ") || "none"}`,
-      ...this.graph.nodes.map((node, index) => explainNode(node, index, offsets)),
+      ...this.nodes.map((node, index) => explainNode(node, index, offsets)),
       ...this.plan.placements.map(({ name, offset, bytes, first, last }) => `      ${name}: bytes ${offset} … ${offset + bytes}, ops ${first} … ${last}`),
     ].join("\n");
   }
 
   /** The arena over time: one bar a value, bytes upwards, ops to the right. */
   toSvg(): string {
-    const width = 900, height = 400, ops = Math.max(1, this.graph.nodes.length), bytes = Math.max(1, this.plan.bytes);
+    const width = 900, height = 400, ops = Math.max(1, this.nodes.length), bytes = Math.max(1, this.plan.bytes);
     const bars = this.plan.placements.map(({ name, offset, bytes: size, first, last }, i) => {
       const x = (first / ops) * width, w = ((last - first + 1) / ops) * width, h = (size / bytes) * height, y = height - (offset / bytes) * height - h;
       return `<rect x="${x.toFixed(1)}" y="${y.toFixed(1)}" width="${w.toFixed(1)}" height="${h.toFixed(1)}" fill="hsl(${(i * 47) % 360} 60% 70%)" stroke="#333" stroke-width=".3"><title>${escapeXml(name)}: ${size} bytes</title></rect>`;
@@ -179,10 +180,12 @@ export class CompiledGraph extends NativeResource {
 }
 
 function* compileSteps(graph: Graph, options: CompileOptions): Generator<void, CompiledGraph> {
-  const plan = yield* planArena(graph);
-  const words = yield* encode(graph, plan, options);
+  const nodes = liveNodes(graph);
   yield;
-  return new CompiledGraph(graph, plan, words);
+  const plan = yield* planArena(graph, nodes);
+  const words = yield* encode(graph, nodes, plan, options);
+  yield;
+  return new CompiledGraph(graph, nodes, plan, words);
 }
 
 export function compile(graph: Graph, options: CompileOptions = {}): CompiledGraph {

@@ -1,4 +1,4 @@
-import type { Graph } from "./graph.js";
+import type { Graph, Node } from "./graph.js";
 
 /** Where one arena value lies, and from which op to which. */
 export interface Placement {
@@ -27,9 +27,9 @@ interface Range {
 /** Values placed between two looks at the clock. */
 const stepValues = 16;
 
-function liveRanges(graph: Graph): Map<number, Range> {
+function liveRanges(nodes: readonly Node[]): Map<number, Range> {
   const ranges = new Map<number, Range>();
-  graph.nodes.forEach((node, index) => {
+  nodes.forEach((node, index) => {
     for (const view of node.views) {
       if (view?.storage.kind !== "arena") continue;
       const range = ranges.get(view.storage.id);
@@ -41,13 +41,13 @@ function liveRanges(graph: Graph): Map<number, Range> {
 }
 
 /** Storages that may share one place because the second overwrites the first where that ends: id → representative's id. */
-function mergeInPlace(graph: Graph, ranges: Map<number, Range>): Map<number, number> {
+function mergeInPlace(graph: Graph, nodes: readonly Node[], ranges: Map<number, Range>): Map<number, number> {
   const representative = new Map<number, number>();
   const find = (id: number): number => {
     const next = representative.get(id);
     return next === undefined ? id : find(next);
   };
-  graph.nodes.forEach((node, index) => {
+  nodes.forEach((node, index) => {
     if (!node.mayOverwrite) return;
     const [output, input] = node.mayOverwrite.map(find) as [number, number];
     const from = ranges.get(input), to = ranges.get(output);
@@ -96,10 +96,10 @@ function firstBehind(placed: readonly Placed[], offset: number): number {
  * Best fit over live ranges: the largest values first, each into the smallest gap that stays free during its life.
  * Values whose lives do not overlap share bytes. Yields between short steps.
  */
-export function* planArena(graph: Graph): Generator<void, ArenaPlan> {
-  const ranges = liveRanges(graph);
+export function* planArena(graph: Graph, nodes: readonly Node[]): Generator<void, ArenaPlan> {
+  const ranges = liveRanges(nodes);
   yield;
-  const representative = mergeInPlace(graph, ranges);
+  const representative = mergeInPlace(graph, nodes, ranges);
   yield;
   const placed: Placed[] = [];
   const order = [...ranges].sort(([a, x], [b, y]) => y.bytes - x.bytes || x.first - y.first || a - b);

@@ -142,11 +142,14 @@ interface BodyOptions {
   readonly observe?: Observation | undefined;
   /** The layer whose queries are the result, instead of hidden states behind all layers. */
   readonly stopAt?: number;
+  /** The rows whose hidden states are wanted, i32: the last layer computes no others behind its attention. */
+  readonly rows?: Value;
 }
 
 interface AttentionExtras {
   readonly tree: Value | undefined;
   readonly observer: AttentionObserver | undefined;
+  readonly rows: Value | undefined;
 }
 
 /** Builds the graphs of one decoder over shared weights. */
@@ -165,7 +168,7 @@ export class DecoderGraphs {
       return table;
     };
     for (const layer of config.layers) tableFor(layer.rope);
-    const extras: AttentionExtras = { tree: options.tree?.(), observer: options.observe && this.observer(graph, options.observe, n) };
+    const extras: AttentionExtras = { tree: options.tree?.(), observer: options.observe && this.observer(graph, options.observe, n), rows: undefined };
     let hidden = embedding(graph.weight("embedding", this.decoder.embedding), ids, { scale: config.embeddingScale });
     for (const [index, layer] of layers.entries()) {
       if (slicer.due) await slicer.pause();
@@ -175,7 +178,8 @@ export class DecoderGraphs {
         break;
       }
       hidden = graph.scope(`layer${index}`, () => {
-        const attended = this.attention(graph, layer, index, hidden, cache, tableFor(config.layers[index]!.rope), extras);
+        const rows = index === layers.length - 1 ? options.rows : undefined;
+        const attended = this.attention(graph, layer, index, hidden, cache, tableFor(config.layers[index]!.rope), { ...extras, rows });
         return this.feedForward(graph, layer, attended);
       });
     }
@@ -231,13 +235,14 @@ export class DecoderGraphs {
     return query;
   }
 
-  private attention(graph: Graph, layer: Layer, index: number, x: Value, cache: Value, table: Value, { tree, observer }: AttentionExtras): Value {
+  private attention(graph: Graph, layer: Layer, index: number, x: Value, cache: Value, table: Value, { tree, observer, rows }: AttentionExtras): Value {
     const { attentionScale, attentionSoftcap, layers } = this.decoder.config;
     const query = this.queryOf(graph, layer, index, x, cache, table, observer);
     const { window } = layers[index]!, columnSums = window ? undefined : observer?.columnSums;
     const { out: attended, columnSums: sums } = cachedAttention(query, cache, { layer: index, scale: attentionScale, window, softcap: attentionSoftcap, tree, columnSums });
     if (sums) observer!.sums(sums, cache, index);
-    return this.addProjection(graph, "attentionOutput", x, Rows.of(attended.join()), layer.attentionOutput, layer.attentionPostNorm);
+    const wanted = (value: Value): Value => (rows ? gatherRows(value, rows) : value);
+    return this.addProjection(graph, "attentionOutput", wanted(x), Rows.of(wanted(attended.join())), layer.attentionOutput, layer.attentionPostNorm);
   }
 
   private feedForward(graph: Graph, layer: Layer, x: Value): Value {
@@ -277,10 +282,11 @@ export class DecoderGraphs {
   /** ids, positions, history → the cache, and the token drawn behind the last one. */
   async generate(most: number, historyMost: number, observe?: Observation): Promise<CompiledGraph> {
     const slicer = new Slicer(), graph = new Graph("generate"), n = graph.symbol("n", most), h = graph.symbol("history", historyMost);
-    const { hidden, cache, positions } = await this.body(graph, n, slicer, { observe });
-    const last = graph.binding("last", "i32", [1]), history = graph.binding("history", "i32", [h]);
+    const last = graph.binding("last", "i32", [1]);
+    const { hidden, cache, positions } = await this.body(graph, n, slicer, { observe, rows: last });
+    const history = graph.binding("history", "i32", [h]);
     const token = graph.binding("token", "i32", [1]), probability = graph.binding("logProb", "f32", [1]);
-    sample(this.logits(graph, gatherRows(hidden, last)), history, { token, logProb: probability }, samplerScalars(graph));
+    sample(this.logits(graph, hidden), history, { token, logProb: probability }, samplerScalars(graph));
     return compileInSlices(graph, { cache: { binding: cache, newTokens: n, positions } }, slicer);
   }
 

@@ -64,7 +64,7 @@ t.test("values that live at the same time never share bytes", (t) => {
         const from = values[step.from % values.length]!, same = values.filter((v) => v.dims[0] === from.dims[0]);
         values.push(step.binary ? add(from, same[step.with % same.length]!) : gatherRows(from, index));
       }
-      const { placements, bytes } = finishAtOnce(planArena(graph));
+      const { placements, bytes } = finishAtOnce(planArena(graph, graph.nodes));
       const lives = new Map<number, [number, number]>();
       graph.nodes.forEach((node, i) =>
         node.views.forEach((view) => {
