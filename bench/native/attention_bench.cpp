@@ -204,7 +204,7 @@ struct Session {
     };
     const double append = each([&](double layer) { call(machine.context, Op::cacheAppend, CacheAppendArgs{key.view({n, kvHeads, headDim}), value.view({n, kvHeads, headDim}), view, layer}); });
     const double attend = each([&](double layer) {
-      call(machine.context, Op::cachedAttention, CachedAttentionArgs{query.view({n, heads, headDim}), view, out.view({n, heads, headDim}), layer, 0.125, 0, 0, 0});
+      call(machine.context, Op::cachedAttention, CachedAttentionArgs{query.view({n, heads, headDim}), view, {}, out.view({n, heads, headDim}), {}, {}, layer, 0.125, 0, 0, 0, 0});
     });
     return {append, attend};
   }

@@ -15,7 +15,7 @@
 
 namespace tl {
 
-constexpr size_t kScratchBytes = size_t(2) << 20;  // one block a thread, for kernels' tiles
+constexpr size_t kScratchBytes = size_t(4) << 20;  // one block a thread, for kernels' tiles; what a kernel does not touch costs nothing
 
 class ThreadPool {
  public:

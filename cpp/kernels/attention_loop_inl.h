@@ -54,7 +54,7 @@ struct Workspace {
   float *query, *block, *scores, *out, *merged, *maximum, *sum, *mergedMaximum, *mergedSum;
 };
 
-constexpr int64_t kTileBytes = int64_t(kScratchBytes) / 2;  // the other half of the first thread's holds partial results
+constexpr int64_t kTileBytes = int64_t(1) << 20;  // the rest of the scratch holds partial results or weights for column sums
 constexpr int64_t kTileFloats = kTileBytes / int64_t(sizeof(float));
 
 inline int64_t tileFloats(const Problem& problem, int64_t rows) {
@@ -83,11 +83,19 @@ inline Workspace carve(const Problem& problem, int64_t rows, std::byte* scratch)
   return w;
 }
 
+// The weights of a tile's rows before they are scaled, for column sums: see attention_sums_inl.h.
+struct WeightStore {
+  float* weights = nullptr;  // [rows][stride]
+  float* maxima = nullptr;   // [rows][blocks]: the row's maximum when the block's weights were made; −inf: not seen
+  int64_t stride = 0, blocks = 0;
+};
+
 struct Tile {
   const Problem& problem;
   const Unit& unit;
   int64_t row, rows;  // rows are numbered query · group + head
   Workspace space;
+  WeightStore kept = {};
   int64_t query(int64_t r) const { return (row + r) / problem.group; }
   int64_t head(int64_t r) const { return (row + r) % problem.group; }
   Cover cover(int64_t first, int64_t count, int64_t key) const {
@@ -265,6 +273,16 @@ inline void scaleSums(const Tile& tile, int64_t r, float scale) {
   for (int64_t d = 0; d < tile.problem.stride(); d += kLanes) store(out + d, mul(load(out + d), broadcast(scale)));
 }
 
+inline void keepWeights(const Tile& tile, int64_t key, int64_t first, int rows, const Visible* seen) {
+  const WeightStore& kept = tile.kept;
+  for (int r = 0; r < rows; ++r) {
+    const float* from = tile.space.scores + r * kBlockKeys;
+    float* to = kept.weights + (first + r) * kept.stride + key;
+    for (int v = 0; v < kBlockKeys / kLanes; ++v) store(to + v * kLanes, seen && !seen[r].word[v / kPanelVectors] ? zero() : load(from + v * kLanes));
+    kept.maxima[(first + r) * kept.blocks + key / kBlockKeys] = tile.space.maximum[first + r];
+  }
+}
+
 // Rows [first, first + rows) of the tile, at most kGroupRows, against one block.
 template <typename AnyBlock> void groupAgainstBlock(const Tile& tile, AnyBlock& block, int64_t key, int64_t first, int rows) {
   Visible visible[kGroupRows];
@@ -275,6 +293,7 @@ template <typename AnyBlock> void groupAgainstBlock(const Tile& tile, AnyBlock& 
   softmaxRows(tile.space.scores, seen, rows, tile.space.maximum + first, tile.space.sum + first, scale);
   for (int r = 0; r < rows; ++r)
     if (scale[r] != 1.0f) scaleSums(tile, first + r, scale[r]);
+  if (tile.kept.weights) keepWeights(tile, key, first, rows, seen);
   addValues(tile, block, key, first, rows, seen);
 }
 

@@ -1,7 +1,10 @@
 // Shares attention between threads: tiles of rows, chunks of keys where rows are few, and the column sums behind them. How
 // the work is shared changes no result. Included after attention_loop_inl.h.
 #pragma once
+#include <thread>
+
 #include "attention_path_inl.h"
+#include "attention_sums_inl.h"
 
 namespace tl::TL_TARGET {
 
@@ -11,12 +14,10 @@ inline void hideScores(const Problem& problem, const Unit& unit, int64_t row, in
 }
 
 // A tile over all of its keys.
-inline void wholeTile(const Problem& problem, int64_t index, int64_t row, int64_t mostRows, std::byte* scratch) {
-  Unit unit;
-  problem.unit(problem, index, unit);
-  const int64_t rows = std::min(unit.queries * problem.group - row, mostRows), stride = problem.stride();
+inline void wholeTile(const Problem& problem, const Unit& unit, int64_t row, int64_t rows, int64_t mostRows, std::byte* scratch, const WeightStore& kept = {}) {
   if (rows <= 0) return;
-  Tile tile{problem, unit, row, rows, carve(problem, mostRows, scratch)};
+  const int64_t stride = problem.stride();
+  Tile tile{problem, unit, row, rows, carve(problem, mostRows, scratch), kept};
   Workspace& w = tile.space;
   packQueries(tile);
   hideScores(problem, unit, row, rows);
@@ -96,43 +97,37 @@ inline void splitKeys(const Problem& problem, int64_t chunks, int64_t mostRows, 
   }
 }
 
-// Column sums of one (unit, chunk of keys): Σ over the last queries of exp(s − logSumExp), scores formed once more
-// (arXiv 2306.14048, 2404.14469). Queries in ascending order, so threads do not matter.
-inline void columnSums(const Problem& problem, int64_t index, int64_t chunk, int64_t mostRows, std::byte* scratch) {
+// The tiles of a unit whose weights are kept: computed side by side, added up one after the other. `turns` [units] counts
+// the tiles added; tiles are begun in ascending order, so the one that another waits for is always under way.
+inline void keptTile(const Problem& problem, int64_t index, int64_t number, int64_t tileRows, std::byte* scratch, int32_t* turns) {
   Unit unit;
   problem.unit(problem, index, unit);
-  const int64_t firstKey = chunk * kChunkKeys, lastKey = std::min(firstKey + kChunkKeys, unit.keys);
-  if (firstKey >= lastKey) return;
-  unit.scores = {};
-  for (int64_t h = 0; h < problem.group; ++h) std::fill(reinterpret_cast<float*>(unit.columnSums.at(0, h)) + firstKey, reinterpret_cast<float*>(unit.columnSums.at(0, h)) + lastKey, 0.0f);
-  const int64_t end = unit.queries * problem.group;
-  for (int64_t row = std::max<int64_t>(unit.queries - problem.columnQueries, 0) * problem.group; row < end; row += mostRows) {
-    const Tile tile{problem, unit, row, std::min(end - row, mostRows), carve(problem, mostRows, scratch)};
-    packQueries(tile);
-    for (int64_t key = firstKey; key < lastKey; key += kBlockKeys) {
-      if (tile.cover(0, tile.rows, key) == Cover::none) continue;
-      const int count = int(std::min<int64_t>(lastKey - key, kBlockKeys));
-      LoadedBlock block(unit.source, key, count, tile.space.block, true, false);
-      for (int64_t first = 0; first < tile.rows; first += kGroupRows) {
-        const int rows = int(std::min<int64_t>(tile.rows - first, kGroupRows));
-        Visible visible[kGroupRows];
-        const Cover cover = scoreGroup(tile, block, key, first, rows, visible);
-        if (cover == Cover::none) continue;
-        for (int r = 0; r < rows; ++r) {
-          const float logSumExp = *reinterpret_cast<const float*>(unit.logSumExp.at(tile.query(first + r), tile.head(first + r)));
-          if (logSumExp == -kInfinity) continue;  // saw no key
-          float* weights = tile.space.scores + r * kBlockKeys;
-          float* sums = reinterpret_cast<float*>(unit.columnSums.at(0, tile.head(first + r))) + key;
-          weightsOfRow(weights, cover == Cover::partial ? visible + r : nullptr, logSumExp * kLog2E);
-          for (int j = 0; j < count; j += kLanes) {
-            if (cover == Cover::partial && !visible[r].word[j / kPanelKeys]) continue;
-            if (count - j >= kLanes) store(sums + j, add(load(sums + j), load(weights + j)));
-            else storePart(sums + j, add(loadPart(sums + j, count - j), load(weights + j)), count - j);
-          }
-        }
-      }
-    }
-  }
+  const int64_t fit = keptRows(problem, unit), mostRows = std::min(fit, tileRows), begin = firstKeptRow(problem, unit) + number * mostRows;
+  const int64_t rows = std::min(unit.queries * problem.group - begin, mostRows);
+  if (fit == 0 || rows <= 0) return;
+  float* memory = reinterpret_cast<float*>(scratch + kTileBytes);
+  const int64_t stride = roundUp(unit.keys, kBlockKeys), blocks = stride / kBlockKeys;
+  const WeightStore kept{memory, memory + mostRows * stride, stride, blocks};
+  std::fill_n(kept.maxima, size_t(rows * blocks), -kInfinity);
+  wholeTile(problem, unit, begin, rows, mostRows, scratch, kept);
+  for (int spins = 0; __atomic_load_n(turns + index, __ATOMIC_ACQUIRE) != number; ++spins)
+    if (spins > 64) std::this_thread::yield();
+  if (number == 0) clearSums(problem, unit, 0, unit.keys);
+  addKeptWeights(Tile{problem, unit, begin, rows, {}, kept});
+  __atomic_store_n(turns + index, int32_t(number + 1), __ATOMIC_RELEASE);
+}
+
+// Rows whose weights are kept, and the sums of the units that keep none.
+inline void runColumnSums(const Problem& problem, int64_t tileRows, int64_t chunks, Context& context) {
+  const int64_t rows = std::min(problem.columnQueries, problem.mostQueries) * problem.group, tiles = ceilDiv(rows, std::min<int64_t>(tileRows, kGroupRows));
+  int32_t* turns = reinterpret_cast<int32_t*>(context.pool.scratch(0) + kScratchBytes) - kKeptUnits;
+  std::fill_n(turns, size_t(std::min(problem.units, kKeptUnits)), 0);
+  context.pool.parallelFor(problem.units * tiles, 1, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t i = begin; i < end; ++i) keptTile(problem, i % problem.units, i / problem.units, tileRows, context.pool.scratch(thread), turns);
+  });
+  context.pool.parallelFor(problem.units * chunks, 1, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t i = begin; i < end; ++i) sumsOfChunk(problem, i % problem.units, i / problem.units, tileRows, context.pool.scratch(thread));
+  });
 }
 
 inline Status runAttention(const char* op, const Problem& problem, Context& context) {
@@ -148,20 +143,22 @@ inline Status runAttention(const char* op, const Problem& problem, Context& cont
   while (tileFloats(problem, tileRows) > kTileFloats) tileRows -= kRows;
   const int64_t tiles = ceilDiv(rows, tileRows);
   int64_t fit = 0;  // units whose partial results fit
-  if (threads > 1 && tiles == 1 && chunks > 1 && problem.units < 8 * threads) fit = kTileFloats / (chunks * rows * partialFloats(problem));
+  const bool kept = problem.columnSums && std::min(problem.columnQueries, problem.mostQueries) * problem.group >= kLeastKeptRows;
+  if (!kept && threads > 1 && tiles == 1 && chunks > 1 && problem.units < 8 * threads) fit = kTileFloats / (chunks * rows * partialFloats(problem));
   if (fit > 0) {
     splitKeys(problem, chunks, rows, fit, context);
   } else {
     // Later queries see more keys under a causal mask: they go first, so that no thread is left with a long tile at the end.
     context.pool.parallelFor(problem.units * tiles, 1, [&](int64_t begin, int64_t end, int thread) {
-      for (int64_t i = begin; i < end; ++i)
-        wholeTile(problem, i % problem.units, (tiles - 1 - i / problem.units) * tileRows, tileRows, context.pool.scratch(thread));
+      for (int64_t i = begin; i < end; ++i) {
+        Unit unit;
+        problem.unit(problem, i % problem.units, unit);
+        const int64_t row = (tiles - 1 - i / problem.units) * tileRows;
+        wholeTile(problem, unit, row, std::min(firstKeptRow(problem, unit) - row, tileRows), tileRows, context.pool.scratch(thread));
+      }
     });
   }
-  if (problem.columnSums)
-    context.pool.parallelFor(problem.units * chunks, 1, [&](int64_t begin, int64_t end, int thread) {
-      for (int64_t i = begin; i < end; ++i) columnSums(problem, i % problem.units, i / problem.units, tileRows, context.pool.scratch(thread));
-    });
+  if (problem.columnSums) runColumnSums(problem, tileRows, chunks, context);
   return {};
 }
 

@@ -269,7 +269,7 @@ TEST(CachedAttention, RefusesDamagedTrees) {
 // Weights summed over the last queries, against softmax in float64.
 TEST(CachedAttention, ColumnSumsAreTheFormula) {
   for (Isa isa : targets())
-    for (const Case& c : {Case{6, 2, 32, 300, 40, DType::f32}, Case{9, 3, 64, 0, 150}, Case{4, 4, 16, 600, 1, DType::f32}})
+    for (const Case& c : {Case{6, 2, 32, 300, 40, DType::f32}, Case{9, 3, 64, 0, 150}, Case{4, 4, 16, 600, 1, DType::f32}, Case{2, 1, 8, 5000, 200, DType::f32}})
       for (int64_t columnQueries : {int64_t(1), int64_t(16), c.queries}) {
         Sequence s(c);
         const int64_t all = c.past + c.queries;
@@ -300,6 +300,31 @@ TEST(CachedAttention, ColumnSumsAreTheFormula) {
           for (int64_t j = 0; j < all; ++j) ASSERT_NEAR(sums.row(h)[j], want[size_t(j)], 1e-5 + 1e-4 * want[size_t(j)]) << isaName(isa) << " head " << h << " key " << j;
         }
       }
+}
+
+// Tiles of rows add their weights up in turn, whoever computes them; a query of NaN shows in the keys that it sees alone.
+TEST(CachedAttention, ColumnSumsDependOnNoThread) {
+  for (Isa isa : targets()) {
+    Sequence s({6, 2, 16, 0, 700, DType::f32});
+    for (int64_t h = 0; h < 6; ++h) s.query.row(650 * 6 + h)[3] = std::numeric_limits<float>::quiet_NaN();
+    auto cache = makeCache(s.c);
+    Tensor out({700, 6, 16}), lse({700, 6}), first({6, 700}), sums({6, 700});
+    ASSERT_FALSE(cache->reserve(700));
+    KvStep kv{cache.get(), 700};
+    View view;
+    view.data = &kv;
+    view.dtype = DType::cache;
+    ASSERT_FALSE(run(isa, Op::cacheAppend, CacheAppendArgs{tokens(s.key, 0, 700), tokens(s.value, 0, 700), view, 0}, 1));
+    for (int threads : {1, 2, 5}) {
+      Tensor& to = threads == 1 ? first : sums;
+      ASSERT_FALSE(run(isa, Op::cachedAttention, CachedAttentionArgs{s.query.view(), view, {}, out.view(), lse.view(), to.view(), 0, s.scale(), 0, 0, 0, 700}, threads));
+      for (int64_t h = 0; h < 6; ++h)
+        for (int64_t j = 0; j < 700; ++j) {
+          EXPECT_EQ(std::isnan(to.row(h)[j]), j <= 650) << isaName(isa) << " key " << j;
+          if (j > 650) EXPECT_EQ(to.row(h)[j], first.row(h)[j]) << isaName(isa) << " key " << j;
+        }
+    }
+  }
 }
 
 TEST(CachedAttention, RefusesWhatDoesNotFit) {
