@@ -46,4 +46,7 @@ export * as ops from "./ops/eager.js";
 export { alibiSlopes } from "./ops/attention.js";
 export type { AttentionMask, AttentionOptions, AttentionScores, AttentionSource } from "./ops/attention.js";
 export type { RopeScaling } from "./ops/rope.js";
+export type { Reduction, ReductionContext, ReductionInputs, SpecialTokens, TokenRows } from "./reduce/reduction.js";
+export type { Schedule } from "./reduce/schedule.js";
+export { toMe, type ToMeOptions } from "./reduce/tome.js";
 export { Tensor, tensor, zeros, type TensorType } from "./tensor.js";
