@@ -209,4 +209,62 @@ struct VerifyTreeArgs {
 // uniform f32 [n], uniformFinal f32 [1]. path, accepted, count as above; residual f32 [vocabulary]: what the last token is drawn from.
 struct VerifySamplingArgs { View tokens, parents, target, draft, uniform, uniformFinal, path, accepted, count, residual; };
 
+// ---- reduce_match.cpp: distance 0 = 1 − cosine (a row of zeros has cosine 0), 1 = Euclidean. `panels` is scratch f32 [enough rows,
+// width]: rows regrouped for the vector units, each batch entry or sequence from a multiple of kLanes on.
+// out [batch, n, m] = x [batch, n, width] · y [batch | 1, m, width], transposed: y [batch | 1, width, m]; cosine: of the rows' directions;
+// bias [m] (optional) is added.
+struct RowProductsArgs { View x, y, bias, out, panels; double cosine, transposed; };
+// For each row of x the closest row of y, equal ones by lowest index: index i32 [batch, n], best [batch, n] = cosine or −distance².
+struct ClosestRowsArgs { View x, y, index, best, panels; double distance; };
+// Tokens of sequences lie end to end as rows; bounds i32 [sequences + 1] holds where each begins, and the number of rows in use. `map`
+// i32 [rows]: a row's place among the new rows of its sequence, −1 = dropped; newBounds: theirs.
+// Bipartite matching (ToMe, arXiv 2210.09461; ToMeSD, 2303.17604). destinations u8 [rows] (optional): absent, every second token of a
+// sequence, and at most half of the unprotected ones are merged. members: scratch i32 [rows].
+struct BipartiteMatchArgs { View metric, destinations, bounds, map, newBounds, best, partner, members, panels; double merge, classToken, distillToken, distance; };
+// Density peaks (DPC-kNN): density = exp(−mean of the k smallest ‖xᵢ − xⱼ‖² / width), k = columns of nearest [rows, k], scratch; score =
+// density · distance to the nearest denser token (the densest one: the largest distance of its sequence).
+struct DensityPeaksArgs { View x, bounds, density, score, nearest, panels; };
+
+// ---- reduce_spread.cpp
+// Greedy choice of far tokens (DivPrune, arXiv 2503.02175; ToDRE, 2505.18757): counts[s] of each sequence, marked in kept u8 [rows], in order
+// of choice in order i32 [rows], −1 behind. start 0: the token whose nearest other one is farthest; 1: the largest of scores [rows]; 2: the
+// token `first`. Then the token farthest from its nearest chosen one, sum: of the largest sum of distances to the chosen ones. Scratch: unit
+// [rows, width], distances [rows], work i32 [3 · rows].
+struct FarthestRowsArgs { View x, scores, bounds, counts, kept, order, unit, distances, work; double start, first, distance, sum; };
+// unique u8 [rows]: no earlier unique token of the sequence has a cosine above the threshold; counts i32 [sequences] of them (after arXiv
+// 2407.14439). Scratch: unit [rows, width], work i32 [rows].
+struct UniqueRowsArgs { View x, bounds, unique, counts, unit, work; double threshold; };
+
+// ---- reduce_rows.cpp
+// counts i32 [sequences] = first + round(rate · (tokens − first)) + add, within 0 … tokens; rounding 0 truncates, 1 to even, 2 up.
+struct CountTokensArgs { View bounds, counts; double rate, add, first, rounding; };
+// kept u8 [rows]: the first `first` tokens of each sequence, and of the others those of the largest scores [rows], counts[s] in all.
+struct KeepTokensArgs { View scores, bounds, counts, kept; double first; };
+// Kept tokens in order; the others −1, or in min(gather, others) further rows, a run of them each, longer runs first.
+struct KeptMapArgs { View kept, bounds, map, newBounds; double gather; };
+// boundary u8 [rows]: 1 closes a segment with its token (the rest of a sequence is one more), with `start` opens one, as the first token does.
+struct SegmentMapArgs { View boundary, bounds, map, newBounds; double start; };
+// out [new rows, width]; kind 0: Σ weight · x / Σ weight, 1: Σ weight · x, 2: maximum, 3: first, 4: last of a row's members; newSizes: sums of
+// sizes. weights, sizes [rows] (optional: 1). kept u8 [rows] (optional): a row whose first member is kept is a copy of it. Scratch: totals,
+// members [new rows].
+struct MergeRowsArgs { View x, map, weights, sizes, kept, bounds, newBounds, out, newSizes, totals, members; double kind; };
+// out i32 [original rows] = map of the row that source names, −1 stays.
+struct ChainSourceArgs { View source, original, map, bounds, out; };
+// out [original rows, width] = the row of x that source names, zeros for −1.
+struct UnmergeRowsArgs { View x, bounds, source, original, out; };
+// x [rows, heads, headDim] to its mean over heads [rows, headDim].
+struct MeanHeadsArgs { View x, out; };
+struct LogSizesArgs { View sizes, out; };
+
+// ---- reduce_grid.cpp
+// x [batch, h, w, width] to out [batch, outH, outW, width]: means of adaptive windows (rows ⌊i · h / outH⌋ … ⌈(i + 1) · h / outH⌉), or bilinear
+// (half-pixel centres, clamped).
+struct ResizeGridArgs { View x, out; double bilinear; };
+// Cross-correlation of x [batch, inputs, h, w] with weight [outputs, inputs, k, k], k odd, zeros around, + bias [outputs].
+struct ConvolveArgs { View x, weight, bias, out; double relu; };
+// out [rows] = −scale · Σ p ln p over x [rows, k], p = x or softmax(x).
+struct EntropyArgs { View x, out; double logits, scale; };
+// The same of the grey levels (256 bins, nearest, halves up) of each patch × patch of pixels u8 [batch, h, w, channels]: out [batch, patches].
+struct PatchEntropyArgs { View pixels, out; double patch, scale; };
+
 }  // namespace tl

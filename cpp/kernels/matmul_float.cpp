@@ -2,40 +2,16 @@
 // bf16. Lanes are rows; each sum takes its columns in ascending order, one fused multiply-add each, from 0: in every path
 // below, so a result depends neither on how many tokens come together nor on the number of threads.
 #include "../simd/target.h"
+#include "float_tile_inl.h"
 #include "matmul_inl.h"
 
 namespace tl::TL_TARGET {
 namespace {
 
-constexpr int kMaxTokens = kVectors >= 32 && kLanes > 4 ? 12 : 6;  // tokens of a tile of kGroups groups
+constexpr int kMaxTokens = kTileTokens;
 constexpr int64_t kTokenBlock = 48;                               // tokens whose activations and outputs stay close
 constexpr int64_t kChunkBytes = 16384;                            // weights of a tile that stay in L1 under all tokens
 constexpr int64_t kSpreadBelow = 8;                               // fewer tokens: bound by memory rather than arithmetic
-
-// sums[Tokens][Groups][kLanes] += columns products. weight[g] is [columns][kLanes].
-template <typename W, int Groups, int Tokens>
-TL_INLINE void tile(const W* const (&weight)[Groups], const float* const (&x)[Tokens], int64_t columns, float* sums) {
-  F32 sum[Tokens][Groups];
-  TL_UNROLL for (int t = 0; t < Tokens; ++t) TL_UNROLL for (int g = 0; g < Groups; ++g) sum[t][g] = load(sums + (t * Groups + g) * kLanes);
-  for (int64_t column = 0; column < columns; ++column) {
-    if constexpr (Groups > Tokens) {  // what there is less of stays in registers
-      F32 value[Tokens];
-      TL_UNROLL for (int t = 0; t < Tokens; ++t) value[t] = broadcast(x[t][column]);
-      TL_UNROLL for (int g = 0; g < Groups; ++g) {
-        const F32 w = load(weight[g] + column * kLanes);
-        TL_UNROLL for (int t = 0; t < Tokens; ++t) sum[t][g] = mulAdd(w, value[t], sum[t][g]);
-      }
-    } else {
-      F32 w[Groups];
-      TL_UNROLL for (int g = 0; g < Groups; ++g) w[g] = load(weight[g] + column * kLanes);
-      TL_UNROLL for (int t = 0; t < Tokens; ++t) {
-        const F32 value = broadcast(x[t][column]);
-        TL_UNROLL for (int g = 0; g < Groups; ++g) sum[t][g] = mulAdd(w[g], value, sum[t][g]);
-      }
-    }
-  }
-  TL_UNROLL for (int t = 0; t < Tokens; ++t) TL_UNROLL for (int g = 0; g < Groups; ++g) store(sums + (t * Groups + g) * kLanes, sum[t][g]);
-}
 
 // One unit of work: some groups by a range of tokens.
 struct Unit {
@@ -59,7 +35,7 @@ TL_NOINLINE void sweepTile(const Unit& unit, const W* const (&weight)[Groups], i
   const float* x[Tokens];
   for (int t = 0; t < Tokens; ++t) x[t] = unit.token(token + t) + column;
   if (column == 0) std::memset(sums, 0, size_t(Tokens * Groups * kVectorBytes));
-  tile<W, Groups, Tokens>(weight, x, columns, sums);
+  tile<Dot, W, Groups, Tokens>(weight, x, columns, sums);
   const bool last = column + columns == unit.rows.weight->columns;
   for (int t = 0; last && t < Tokens; ++t)
     for (int g = 0; g < Groups; ++g) unit.finishGroup(token + t, g, load(sums + (t * Groups + g) * kLanes));

@@ -2,17 +2,9 @@
 // simd/target.h.
 #pragma once
 
+#include "float_tile_inl.h"
 #include "packed_layout_inl.h"
 #include "table.h"
-
-#if defined(TL_TARGET_SCALAR) || defined(TL_EMULATE_X86)
-#define TL_UNROLL  // vectors are loops themselves here: unrolling these as well takes the compiler minutes
-#else
-#define TL_UNROLL _Pragma("GCC unroll 16")
-#endif
-
-// Keeps a tile a function of its own: inlined into a large one, its sums would not stay in registers.
-#define TL_NOINLINE __attribute__((noinline))
 
 namespace tl::TL_TARGET {
 
@@ -28,8 +20,6 @@ struct MatmulRows {
 };
 
 Status matmulFloat(const MatmulRows& rows, Context& context);
-
-constexpr int kGroups = kLanes <= 4 ? 4 : 2;  // groups of a tile: with its tokens they fill the registers
 
 // out[token, the rows of `group`] = sum + bias + residual, in this order.
 TL_INLINE void finish(const MatmulRows& rows, int64_t token, int64_t group, F32 sum) {

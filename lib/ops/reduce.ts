@@ -94,9 +94,10 @@ export function mergeRows(x: Value, { map, bounds: newBounds }: TokenMap, bounds
   if (weights) expectType(op, "weights", weights, "f32");
   if (sizes) expectType(op, "sizes", sizes, "f32");
   if (kept) expectType(op, "kept", kept, "u8");
+  const { symbol, multiply, add } = affine(rows), twice: Dim = symbol ? { symbol, multiply: 2 * multiply, add: 2 * add } : 2 * add;
   const made = x.graph.add(op, {
     inputs: { x, map, weights, sizes, kept, bounds, newBounds },
-    outputs: { out: { type: "f32", dims: [rows, x.dims[1]!] }, newSizes: vector("f32", rows), totals: vector("f32", rows), members: vector("i32", rows) },
+    outputs: { out: { type: "f32", dims: [rows, x.dims[1]!] }, newSizes: vector("f32", rows), totals: vector("f32", rows), members: vector("i32", twice) },
     parameters: { kind: ["mean", "sum", "max", "first", "last"].indexOf(kind) },
   });
   return { out: made.out, sizes: made.newSizes };

@@ -1,0 +1,55 @@
+// The tile that all products of f32 rows share: some tokens by some groups of kLanes rows, whose elements lie side by side.
+// Included after simd/target.h.
+#pragma once
+
+#if defined(TL_TARGET_SCALAR) || defined(TL_EMULATE_X86)
+#define TL_UNROLL  // vectors are loops themselves here: unrolling these as well takes the compiler minutes
+#else
+#define TL_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+// Keeps a tile a function of its own: inlined into a large one, its sums would not stay in registers.
+#define TL_NOINLINE __attribute__((noinline))
+
+namespace tl::TL_TARGET {
+
+constexpr int kGroups = kLanes <= 4 ? 4 : 2;  // groups of a tile: with its tokens they fill the registers
+constexpr int kTileTokens = kVectors >= 32 && kLanes > 4 ? 12 : 6;  // most tokens of a tile of kGroups groups
+
+// What a tile adds up: products, or squares of differences.
+struct Dot {
+  TL_INLINE static F32 add(F32 sum, F32 a, F32 b) { return mulAdd(a, b, sum); }
+};
+struct SquaredDifference {
+  TL_INLINE static F32 add(F32 sum, F32 a, F32 b) {
+    const F32 difference = sub(a, b);
+    return mulAdd(difference, difference, sum);
+  }
+};
+
+// sums[Tokens][Groups][kLanes] += columns terms, in ascending order. weight[g] is [columns][kLanes].
+template <typename Term, typename W, int Groups, int Tokens>
+TL_INLINE void tile(const W* const (&weight)[Groups], const float* const (&x)[Tokens], int64_t columns, float* sums) {
+  F32 sum[Tokens][Groups];
+  TL_UNROLL for (int t = 0; t < Tokens; ++t) TL_UNROLL for (int g = 0; g < Groups; ++g) sum[t][g] = load(sums + (t * Groups + g) * kLanes);
+  for (int64_t column = 0; column < columns; ++column) {
+    if constexpr (Groups > Tokens) {  // what there is less of stays in registers
+      F32 value[Tokens];
+      TL_UNROLL for (int t = 0; t < Tokens; ++t) value[t] = broadcast(x[t][column]);
+      TL_UNROLL for (int g = 0; g < Groups; ++g) {
+        const F32 w = load(weight[g] + column * kLanes);
+        TL_UNROLL for (int t = 0; t < Tokens; ++t) sum[t][g] = Term::add(sum[t][g], w, value[t]);
+      }
+    } else {
+      F32 w[Groups];
+      TL_UNROLL for (int g = 0; g < Groups; ++g) w[g] = load(weight[g] + column * kLanes);
+      TL_UNROLL for (int t = 0; t < Tokens; ++t) {
+        const F32 value = broadcast(x[t][column]);
+        TL_UNROLL for (int g = 0; g < Groups; ++g) sum[t][g] = Term::add(sum[t][g], w[g], value);
+      }
+    }
+  }
+  TL_UNROLL for (int t = 0; t < Tokens; ++t) TL_UNROLL for (int g = 0; g < Groups; ++g) store(sums + (t * Groups + g) * kLanes, sum[t][g]);
+}
+
+}  // namespace tl::TL_TARGET

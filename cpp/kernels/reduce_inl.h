@@ -1,0 +1,44 @@
+// What kernels over sequences of tokens share: bounds, contiguous operands, directions of rows. Included after simd/target.h.
+#pragma once
+
+#include "rows_inl.h"
+
+namespace tl::TL_TARGET {
+
+// One contiguous operand of `count` elements or more, whatever its shape.
+template <typename T> Status flat(const char* op, const char* name, const View& view, DType type, int64_t count, T*& data) {
+  if (view.dtype != type) return argumentError(op, name, "has another element type than expected", int64_t(view.dtype));
+  if (!view.rowsAreUniform() || (view.rows() > 1 && view.rowStride() != view.lastDim())) return argumentError(op, name, "must be contiguous", view.rank);
+  if (view.count() < count) return shapeError(op, name, "is too short", count, view.count());
+  data = view.as<T>();
+  return {};
+}
+
+// Where sequences begin among rows: bounds i32 [count + 1].
+struct Sequences {
+  const int32_t* bounds = nullptr;
+  int64_t count = 0;
+
+  Status open(const char* op, const char* name, const View& view, int64_t rows) {
+    int32_t* data;
+    TL_TRY(flat(op, name, view, DType::i32, 1, data));
+    bounds = data;
+    count = view.count() - 1;
+    if (data[0] != 0 || data[count] > rows) return argumentError(op, name, "must begin with 0 and end within the rows", data[count]);
+    for (int64_t s = 0; s < count; ++s)
+      if (data[s] > data[s + 1]) return argumentError(op, name, "must not fall", data[s + 1]);
+    return {};
+  }
+  int64_t begin(int64_t s) const { return bounds[s]; }
+  int64_t length(int64_t s) const { return bounds[s + 1] - bounds[s]; }
+  int64_t rows() const { return bounds[count]; }
+};
+
+// out = x / ‖x‖; a row of zeros stays.
+inline void writeUnit(const float* x, float* out, int64_t n) {
+  const float norm = std::sqrt(sumRow(x, n, [](F32 v) { return mul(v, v); }));
+  const F32 divisor = broadcast(norm > 0 ? norm : 1.0f);
+  mapRow(x, out, n, [=](F32 v) { return div(v, divisor); });
+}
+
+}  // namespace tl::TL_TARGET

@@ -1,0 +1,257 @@
+// Choosing tokens that lie far apart, one after another.
+//   farthestRows  the token farthest from its nearest chosen one, again and again (DivPrune, arXiv 2503.02175; ToDRE, 2505.18757)
+//   uniqueRows    tokens that resemble no earlier unique one (after arXiv 2407.14439)
+//
+// A token's distance to the nearest chosen one only falls, so an old value is a bound: only where a token's bound is the largest of all
+// does it have to be brought up to date. Some tokens of large bounds are brought up to date together, each against all chosen since
+// its last time: far fewer distances than tokens · chosen, and no pass over all tokens for each choice. A distance is the same sum
+// whenever it is made, so the choice is that of the plain method, to the last tie.
+#include "../simd/target.h"
+#include "float_tile_inl.h"
+#include "reduce_inl.h"
+
+namespace tl::TL_TARGET {
+namespace {
+
+constexpr int kCentres = 4;               // centres that a pair of tokens meets at once
+constexpr int64_t kMostBatch = 192;       // tokens brought up to date together
+constexpr int64_t kFewBatch = 64;
+constexpr int64_t kMostPending = 128;     // centres a token meets at a time: its bound may fall enough before the last
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// sums[i][j] of the terms of two tokens and four centres: lanes are columns, in ascending order.
+template <typename Term> TL_NOINLINE void pairSums(const float* const (&token)[2], const float* const (&centre)[kCentres], int64_t columns, float (&sums)[2][kCentres]) {
+  F32 sum[2][kCentres];
+  for (auto& row : sum) for (F32& one : row) one = zero();
+  int64_t column = 0;
+  for (; column + kLanes <= columns; column += kLanes) {
+    const F32 first = load(token[0] + column), second = load(token[1] + column);
+    TL_UNROLL for (int j = 0; j < kCentres; ++j) {
+      const F32 c = load(centre[j] + column);
+      sum[0][j] = Term::add(sum[0][j], first, c);
+      sum[1][j] = Term::add(sum[1][j], second, c);
+    }
+  }
+  if (column < columns) {
+    const int left = int(columns - column);
+    const F32 first = loadPart(token[0] + column, left), second = loadPart(token[1] + column, left);
+    TL_UNROLL for (int j = 0; j < kCentres; ++j) {
+      const F32 c = loadPart(centre[j] + column, left);
+      sum[0][j] = Term::add(sum[0][j], first, c);
+      sum[1][j] = Term::add(sum[1][j], second, c);
+    }
+  }
+  for (int i = 0; i < 2; ++i) for (int j = 0; j < kCentres; ++j) sums[i][j] = sumLanes(sum[i][j]);
+}
+
+// One sequence. Distances are squares where the nearest one counts and the metric is Euclidean.
+struct Spread {
+  const float* rows;
+  int64_t stride, columns, tokens;
+  bool euclidean, sum;
+  float* distance;    // to the nearest centre met so far (or the sum): −∞ once chosen
+  int32_t* met;       // how many centres that are
+  int32_t* centres;   // in order of choice
+  int32_t* batch;
+  int64_t centreCount = 0;
+  Context* helpers = nullptr;  // null: this sequence stays on one thread
+
+  const float* row(int64_t i) const { return rows + i * stride; }
+
+  // Tokens a and b meet centres [from, to).
+  void meet(int32_t a, int32_t b, int64_t from, int64_t to) const {
+    const float* const pair[2] = {row(a), row(b)};
+    for (int64_t first = from; first < to; first += kCentres) {
+      const float* centre[kCentres];
+      for (int j = 0; j < kCentres; ++j) centre[j] = row(centres[std::min(first + j, to - 1)]);
+      float sums[2][kCentres];
+      euclidean ? pairSums<SquaredDifference>(pair, centre, columns, sums) : pairSums<Dot>(pair, centre, columns, sums);
+      for (int64_t j = 0; j < std::min<int64_t>(kCentres, to - first); ++j) {
+        add(a, centres[first + j], sums[0][j]);
+        if (b != a) add(b, centres[first + j], sums[1][j]);
+      }
+    }
+  }
+  void add(int32_t token, int32_t centre, float terms) const {
+    if (token == centre) return;
+    const float far = !euclidean ? 1 - terms : sum ? std::sqrt(terms) : terms;
+    if (sum) distance[token] += far;
+    else if (far < distance[token]) distance[token] = far;
+  }
+
+  // Brings the batch's tokens closer to date: each meets the next kMostPending centres that it has not met.
+  void advance(int64_t count) const {
+    const auto body = [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int32_t a = batch[2 * i], b = batch[std::min(2 * i + 1, count - 1)];
+        const int64_t from = std::min(met[a], met[b]);
+        const int64_t to = sum ? centreCount : std::min(centreCount, std::max<int64_t>(std::max(met[a], met[b]), from + kMostPending));
+        meet(a, b, from, to);
+        met[a] = met[b] = int32_t(to);
+      }
+    };
+    const int64_t pairs = ceilDiv(count, 2);
+    if (helpers) helpers->pool.parallelFor(pairs, std::max<int64_t>(1, std::min<int64_t>(8, pairs / 4)), body);
+    else body(0, pairs, 0);
+  }
+
+  // The first token of the largest distance; −1 where none is left. Those whose distance is no number come last.
+  int64_t largest() const {
+    F32 most = broadcast(-kInfinity);
+    for (int64_t i = 0; i < tokens; i += kLanes) most = max(select(firstLanes(int(std::min<int64_t>(kLanes, tokens - i))), loadUpTo(distance + i, tokens - i), most), most);
+    const float wanted = maxLanes(most);
+    for (int64_t i = 0; i < tokens && wanted > -kInfinity; ++i)
+      if (distance[i] == wanted) return i;
+    return -1;
+  }
+
+  // The token to choose next, all that matters up to date. `reach`: how far below the largest bound others are taken along.
+  int64_t next(float& reach) const {
+    for (;;) {
+      if (sum) {
+        int64_t stale = 0;
+        for (int64_t i = 0; i < tokens; ++i)
+          if (met[i] < centreCount && distance[i] > -kInfinity) batch[stale++] = int32_t(i);
+        if (stale > 0) advance(stale);
+      }
+      const int64_t best = largest();
+      if (best < 0 || met[best] >= centreCount) return best;
+      const float bound = distance[best], lowest = bound == kInfinity ? bound : bound - reach * std::fabs(bound);
+      int64_t count = 0;
+      for (int64_t i = best; i < tokens && count < kMostBatch; i += kLanes) {
+        uint32_t bits = ~bitsOfLanes(lessThan(loadUpTo(distance + i, tokens - i), broadcast(lowest))) & lanesUpTo(tokens - i);
+        for (; bits != 0 && count < kMostBatch; bits &= bits - 1) {
+          const int64_t at = i + __builtin_ctz(bits);
+          if (met[at] < centreCount) batch[count++] = int32_t(at);
+        }
+      }
+      if (bound != kInfinity) reach = count >= kMostBatch ? reach * 0.75f : count < kFewBatch ? std::min(reach * 1.5f + 1e-6f, 1.0f) : reach;
+      advance(count);
+    }
+  }
+
+  void forget() {
+    std::fill(distance, distance + tokens, sum ? 0.0f : kInfinity);
+    std::fill(met, met + tokens, 0);
+  }
+
+  // The token whose nearest other one is farthest: all tokens are centres.
+  int64_t mostAlone(float& reach) {
+    const bool wanted = sum;
+    sum = false;
+    forget();
+    for (int64_t i = 0; i < tokens; ++i) centres[i] = int32_t(i);
+    centreCount = tokens;
+    const int64_t found = next(reach);
+    sum = wanted;
+    return std::max<int64_t>(found, 0);
+  }
+
+  // Chooses `count` tokens, the first one given: kept [tokens], order [tokens].
+  void choose(int64_t first, int64_t count, float& reach, uint8_t* kept, int32_t* order) {
+    forget();
+    centreCount = 0;
+    for (int64_t chosen = first; centreCount < count;) {
+      kept[chosen] = 1;
+      order[centreCount] = centres[centreCount] = int32_t(chosen);
+      ++centreCount;
+      distance[chosen] = -kInfinity;
+      if (centreCount == count) break;
+      chosen = next(reach);
+      for (int64_t i = 0; chosen < 0; ++i)
+        if (!kept[i]) chosen = i;
+    }
+  }
+};
+
+}  // namespace
+
+Status farthestRows(const FarthestRowsArgs& args, Context& context) {
+  constexpr const char* op = "farthestRows";
+  FloatRows x;
+  TL_TRY(floatRows(op, "x", args.x, x));
+  Sequences sequences;
+  TL_TRY(sequences.open(op, "bounds", args.bounds, x.rows));
+  float *unit, *distances, *scores = nullptr;
+  int32_t *counts, *order, *work;
+  uint8_t* kept;
+  TL_TRY(flat(op, "unit", args.unit, DType::f32, x.rows * x.width, unit));
+  TL_TRY(flat(op, "distances", args.distances, DType::f32, x.rows, distances));
+  TL_TRY(flat(op, "work", args.work, DType::i32, 3 * x.rows, work));
+  TL_TRY(flat(op, "counts", args.counts, DType::i32, sequences.count, counts));
+  TL_TRY(flat(op, "order", args.order, DType::i32, x.rows, order));
+  TL_TRY(flat(op, "kept", args.kept, DType::u8, x.rows, kept));
+  if (args.start == 1) TL_TRY(flat(op, "scores", args.scores, DType::f32, x.rows, scores));
+  const bool euclidean = args.distance != 0;
+  std::fill(kept, kept + x.rows, uint8_t(0));
+  std::fill(order, order + x.rows, -1);
+  if (!euclidean)
+    forRows(context, sequences.rows(), x.width, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) writeUnit(x.row(i), unit + i * x.width, x.width);
+    });
+  const bool apart = sequences.count >= context.pool.threads();
+  const auto one = [&](int64_t s) {
+    const int64_t begin = sequences.begin(s), tokens = sequences.length(s), count = std::clamp<int64_t>(counts[s], 0, tokens);
+    if (count == 0) return;
+    Spread of{euclidean ? x.row(begin) : unit + begin * x.width, euclidean ? x.stride : x.width, x.width, tokens, euclidean, args.sum != 0, distances + begin, work + begin, work + x.rows + begin, work + 2 * x.rows + begin};
+    of.helpers = apart || tokens * x.width < kParallelElements ? nullptr : &context;
+    float reach = 0.02f;
+    int64_t first = std::clamp<int64_t>(int64_t(args.first), 0, tokens - 1);
+    if (args.start == 0) first = of.mostAlone(reach);
+    if (args.start == 1)
+      for (int64_t i = 0; i < tokens; ++i)
+        if (i == 0 || scores[begin + i] > scores[begin + first]) first = i;
+    of.choose(first, count, reach, kept + begin, order + begin);
+  };
+  if (!apart) {
+    for (int64_t s = 0; s < sequences.count; ++s) one(s);
+    return {};
+  }
+  context.pool.parallelFor(sequences.count, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t s = begin; s < end; ++s) one(s);
+  });
+  return {};
+}
+
+Status uniqueRows(const UniqueRowsArgs& args, Context& context) {
+  constexpr const char* op = "uniqueRows";
+  FloatRows x;
+  TL_TRY(floatRows(op, "x", args.x, x));
+  Sequences sequences;
+  TL_TRY(sequences.open(op, "bounds", args.bounds, x.rows));
+  float* unit;
+  int32_t *counts, *work;
+  uint8_t* unique;
+  TL_TRY(flat(op, "unit", args.unit, DType::f32, x.rows * x.width, unit));
+  TL_TRY(flat(op, "work", args.work, DType::i32, x.rows, work));
+  TL_TRY(flat(op, "counts", args.counts, DType::i32, sequences.count, counts));
+  TL_TRY(flat(op, "unique", args.unique, DType::u8, x.rows, unique));
+  const float threshold = float(args.threshold);
+  std::fill(unique, unique + x.rows, uint8_t(0));
+  context.pool.parallelFor(sequences.count, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t s = begin; s < end; ++s) {
+      int32_t* list = work + sequences.begin(s);
+      int64_t count = 0;
+      for (int64_t i = sequences.begin(s); i < sequences.begin(s + 1); ++i) {
+        float* own = unit + i * x.width;
+        writeUnit(x.row(i), own, x.width);
+        bool resembles = false;
+        for (int64_t first = 0; first < count && !resembles; first += kCentres) {
+          const float* const token[2] = {own, own};
+          const float* other[kCentres];
+          for (int j = 0; j < kCentres; ++j) other[j] = unit + list[std::min(first + j, count - 1)] * x.width;
+          float sums[2][kCentres];
+          pairSums<Dot>(token, other, x.width, sums);
+          for (const float cosine : sums[0]) resembles |= cosine > threshold;
+        }
+        if (resembles) continue;
+        unique[i] = 1;
+        list[count++] = int32_t(i);
+      }
+      counts[s] = int32_t(count);
+    }
+  });
+  return {};
+}
+
+}  // namespace tl::TL_TARGET
