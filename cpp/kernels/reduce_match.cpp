@@ -305,7 +305,7 @@ struct Matching {
     const int64_t begin = sequences.begin(s), length = sequences.length(s), from = sources(s), to = length - from;
     const int32_t *source = members + begin, *destination = source + from;
     const int64_t spared = int64_t(classToken) + int64_t(distillToken), most = destinations ? from : std::max<int64_t>(0, (length - spared) / 2);
-    const int64_t count = to > 0 ? std::clamp<int64_t>(int64_t(std::clamp(merge, 0.0, 0x1p40)), 0, most) : 0;
+    const int64_t count = to > int64_t(distillToken) ? std::clamp<int64_t>(int64_t(std::clamp(merge, 0.0, 0x1p40)), 0, most) : 0;
     for (int64_t i = 0; i < from; ++i) {
       scores[i] = best[source[i]];
       merged[i] = classToken && source[i] == begin;  // takes no part
@@ -357,7 +357,6 @@ Status bipartiteMatch(const BipartiteMatchArgs& args, Context& context) {
     uint8_t* marks;
     TL_TRY(flat(op, "destinations", args.destinations, DType::u8, metric.rows, marks));
     of.destinations = marks;
-    if (of.distillToken) return argumentError(op, "distillToken", "does not go with destinations");
   }
   TL_TRY(flat(op, "map", args.map, DType::i32, metric.rows, of.map));
   TL_TRY(flat(op, "newBounds", args.newBounds, DType::i32, of.sequences.count + 1, of.newBounds));

@@ -151,3 +151,7 @@ export const softmax = (x: Tensor<"f32">, options: { readonly scale?: number } &
 
 export { blockRelevance, keepTop, landmarkBlocks, mergeEvicted, poolScores, quantizeRows, type BlockRelevanceOptions, type KeepTopOptions, type Quantized } from "./cache-eager.js";
 export { expandTree, recycleUpdate, treeMask, verifySampling, verifyTree, type VerifyTreeOptions } from "./draft-eager.js";
+export {
+  adaptivePoolGrid, bipartiteMatch, closestRows, convolve, cosineMatrix, densityPeaks, entropy, farthestRows, patchEntropy, proportionalAttention, resizeBilinear, rowProducts, segmentPool, unmerge,
+  type BipartiteMatchOptions, type EntropyOptions, type FarthestOptions, type RowProductsOptions, type SegmentPoolOptions,
+} from "./reduce-eager.js";

@@ -45,7 +45,7 @@ export interface MatchOptions {
   readonly merge?: Parameter | undefined;
   /** The first token stays. */
   readonly classToken?: boolean;
-  /** The second token stays, alone. Not with `destinations`. */
+  /** The first destination, by default the second token, takes nobody. */
   readonly distillToken?: boolean;
   /** u8 `[rows]`, 1 for tokens that others are merged into; absent: every second one of a sequence. */
   readonly destinations?: Value | undefined;
@@ -161,4 +161,98 @@ export function meanHeads(x: Value): Value {
 /** ln of sizes f32 `[rows]`, for attention's bias: a key that stands for n tokens counts n times (arXiv 2210.09461). */
 export function logSizes(sizes: Value): Value {
   return sizes.graph.add("logSizes", { inputs: { sizes }, outputs: { out: { type: "f32", dims: sizes.dims } } }).out;
+}
+
+/** x · yᵀ: x f32 `[batch, n, width]`, y `[batch | 1, m, width]` (`transposed`: `[batch | 1, width, m]`), + bias `[m]` → `[batch, n, m]`; `cosine`: of their directions. */
+export function rowProducts(x: Value, y: Value, options: { readonly cosine?: boolean; readonly transposed?: boolean; readonly bias?: Value | undefined } = {}): Value {
+  const op = "rowProducts", { cosine, transposed, bias } = options;
+  for (const [name, operand] of [["x", x], ["y", y]] as const) {
+    expectType(op, name, operand, "f32");
+    expectRank(op, name, operand, 3);
+  }
+  const width = fixedDim(op, "x", x, 2), m = fixedDim(op, "y", y, transposed ? 2 : 1);
+  expectDim(op, "y", y, transposed ? 1 : 2, width);
+  if (bias) expectDim(op, "bias", bias, 0, m);
+  return x.graph.add(op, {
+    inputs: { x, y, bias }, outputs: { out: { type: "f32", dims: [x.dims[0]!, x.dims[1]!, m] }, panels: { type: "f32", dims: [y.dims[0]!, m + 16, width] } },
+    parameters: { cosine: flag(cosine), transposed: flag(transposed) },
+  }).out;
+}
+
+/** The closest row of y `[batch | 1, m, width]` for each row of x `[batch, n, width]`: index i32, best f32 `[batch, n]`. */
+export function closestRows(x: Value, y: Value, distance: Distance = "cosine"): { readonly index: Value; readonly best: Value } {
+  const op = "closestRows", m = fixedDim(op, "y", y, 1), width = fixedDim(op, "x", x, 2);
+  expectDim(op, "y", y, 2, width);
+  const made = x.graph.add(op, {
+    inputs: { x, y }, outputs: { index: { type: "i32", dims: x.dims.slice(0, 2) }, best: { type: "f32", dims: x.dims.slice(0, 2) }, panels: { type: "f32", dims: [y.dims[0]!, m + 16, width] } },
+    parameters: { distance: distances[distance] },
+  });
+  return { index: made.index, best: made.best };
+}
+
+/** Density peaks of x f32 `[rows, width]`: density and score f32 `[rows]`, see args.h. k neighbours, the token itself among them. */
+export function densityPeaks(x: Value, bounds: Value, options: { readonly k: number }): { readonly density: Value; readonly score: Value } {
+  const rows = expectRows("densityPeaks", x, bounds);
+  const made = x.graph.add("densityPeaks", {
+    inputs: { x, bounds }, outputs: { density: vector("f32", rows), score: vector("f32", rows), nearest: { type: "f32", dims: [rows, options.k] }, panels: panels(x, bounds) },
+  });
+  return { density: made.density, score: made.score };
+}
+
+export interface FarthestRowsOptions {
+  readonly start: "alone" | "score" | "index";
+  readonly first?: Parameter;
+  readonly scores?: Value | undefined;
+  readonly distance?: Distance;
+  readonly sum?: boolean;
+}
+
+/** Greedy choice of far rows, counts i32 `[sequences]` of them: kept u8 `[rows]`, order i32 `[rows]` (within the sequence, −1 behind). */
+export function farthestRows(x: Value, bounds: Value, counts: Value, options: FarthestRowsOptions): { readonly kept: Value; readonly order: Value } {
+  const rows = expectRows("farthestRows", x, bounds), { start, first = 0, scores, distance = "cosine", sum } = options;
+  const { graph } = x, most = dimMax(rows), work = graph.buffer("work", "i32", [3 * most]);
+  const made = graph.add("farthestRows", {
+    inputs: { x, scores, bounds, counts },
+    outputs: { kept: vector("u8", rows), order: vector("i32", rows), unit: { type: "f32", dims: x.dims }, distances: vector("f32", rows), work: { type: "i32", dims: work.dims, into: work } },
+    parameters: { start: ["alone", "score", "index"].indexOf(start), first, distance: distances[distance], sum: flag(sum) },
+  });
+  return { kept: made.kept, order: made.order };
+}
+
+/** Rows that resemble no earlier unique row of their sequence by a cosine above the threshold: unique u8 `[rows]`, counts i32 `[sequences]`. */
+export function uniqueRows(x: Value, bounds: Value, threshold: Parameter): { readonly unique: Value; readonly counts: Value } {
+  const rows = expectRows("uniqueRows", x, bounds), { symbol, multiply, add } = affine(bounds.dims[0]!);
+  const made = x.graph.add("uniqueRows", {
+    inputs: { x, bounds }, outputs: { unique: vector("u8", rows), counts: vector("i32", symbol ? { symbol, multiply, add: add - 1 } : add - 1), unit: { type: "f32", dims: x.dims }, work: vector("i32", rows) },
+    parameters: { threshold },
+  });
+  return { unique: made.unique, counts: made.counts };
+}
+
+/** Segments that boundary u8 `[rows]` closes, or opens (`start`), as a map. */
+export function segmentMap(boundary: Value, bounds: Value, options: { readonly start: boolean }): TokenMap {
+  const made = boundary.graph.add("segmentMap", {
+    inputs: { boundary, bounds }, outputs: { map: vector("i32", boundary.dims[0]!), newBounds: vector("i32", bounds.dims[0]!) }, parameters: { start: flag(options.start) },
+  });
+  return { map: made.map, bounds: made.newBounds };
+}
+
+/** x f32 `[batch, h, w, width]` to the dims given, by adaptive means or bilinearly. */
+export function resizeGrid(x: Value, dims: readonly number[], bilinear: boolean): Value {
+  return x.graph.add("resizeGrid", { inputs: { x }, outputs: { out: { type: "f32", dims } }, parameters: { bilinear: flag(bilinear) } }).out;
+}
+
+/** Cross-correlation, see args.h. */
+export function convolve(x: Value, weight: Value, bias: Value, relu: boolean): Value {
+  return x.graph.add("convolve", { inputs: { x, weight, bias }, outputs: { out: { type: "f32", dims: [x.dims[0]!, weight.dims[0]!, x.dims[2]!, x.dims[3]!] } }, parameters: { relu: flag(relu) } }).out;
+}
+
+/** Entropy of rows f32 `[rows, outcomes]`, times `scale`. */
+export function entropy(x: Value, options: { readonly logits: boolean; readonly scale: Parameter }): Value {
+  return x.graph.add("entropy", { inputs: { x }, outputs: { out: vector("f32", x.dims[0]!) }, parameters: { logits: flag(options.logits), scale: options.scale } }).out;
+}
+
+/** Entropy of grey levels of patches of pixels u8 `[batch, h, w, channels]`, times `scale`. */
+export function patchEntropy(pixels: Value, dims: readonly number[], patch: number, scale: Parameter): Value {
+  return pixels.graph.add("patchEntropy", { inputs: { pixels }, outputs: { out: { type: "f32", dims } }, parameters: { patch, scale } }).out;
 }

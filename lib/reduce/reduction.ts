@@ -38,6 +38,11 @@ export interface ReductionContext extends ReductionInputs {
   readonly rows: Dim;
 }
 
+export interface ReducedRows extends TokenRows {
+  /** u8 `[rows before]`: 1 for rows that stayed, or that others were merged into; where a method chooses such. */
+  readonly kept?: Value | undefined;
+}
+
 /**
  * A way to go on with fewer tokens, between attention and MLP of an encoder's blocks. In a block the encoder
  *  1. adds ln(sizes) to the logits of each key where `proportional` (logSizes() is attention's `bias`),
@@ -46,6 +51,8 @@ export interface ReductionContext extends ReductionInputs {
  */
 export interface Reduction {
   readonly name: string;
+  /** Reductions of one key add the same ops. */
+  readonly key: string;
   /** By-products of attention that apply() reads. */
   readonly needs: { readonly metric: boolean; readonly scores: boolean };
   /** Attention counts a row as often as the tokens it stands for (ToMe, arXiv 2210.09461). */
@@ -54,7 +61,7 @@ export interface Reduction {
   keep(tokens: number, at: { readonly layer: number; readonly layers: number }): number;
   readonly dataDependent: boolean;
   /** Adds ops to the graph of `tokens`; called only where keep() is below what is there. */
-  apply(tokens: TokenRows, context: ReductionContext): TokenRows;
+  apply(tokens: TokenRows, context: ReductionContext): ReducedRows;
 }
 
 /** Leading tokens that no reduction touches, as models have them. */
@@ -71,15 +78,22 @@ export function checkSpecialTokens(options: SpecialTokens, defaultClass = true):
   return { classToken, distillToken };
 }
 
-/**
- * Carries out a map: each new row is the weighted mean of its members (a lone member is copied exactly), sizes add up, and the
- * source of every original token follows. `weights` f32 `[rows]`; by default the sizes.
- */
-export function applyMap(tokens: TokenRows, map: TokenMap, options: { readonly rows: Dim; readonly weights?: Value | undefined; readonly kept?: Value; readonly kind?: "mean" | "sum" }): TokenRows {
+export interface ApplyOptions {
+  /** Of the result, at most. */
+  readonly rows: Dim;
+  /** f32 `[rows]`; by default the sizes, "even": all the same. */
+  readonly weights?: Value | "even" | undefined;
+  /** u8 `[rows]`: new rows whose first member is marked are copies of it. */
+  readonly kept?: Value;
+  readonly kind?: "mean" | "sum";
+}
+
+/** Carries out a map: each new row is the weighted mean of its members (a lone member is copied), sizes add up, and the source of every original token follows. */
+export function applyMap(tokens: TokenRows, map: TokenMap, options: ApplyOptions): ReducedRows {
   const { x, bounds, sizes, source, original } = tokens, { rows, weights = sizes, kept, kind = "mean" } = options;
-  const made = mergeRows(x, map, bounds, { rows, kind, weights, sizes, kept });
+  const made = mergeRows(x, map, bounds, { rows, kind, weights: weights === "even" ? undefined : weights, sizes, kept });
   return {
-    x: made.out, bounds: map.bounds, sizes: made.sizes, original,
+    x: made.out, kept, bounds: map.bounds, sizes: made.sizes, original,
     source: source === undefined ? map.map : chainSource(source, original, map.map, bounds),
   };
 }
@@ -88,4 +102,10 @@ export function applyMap(tokens: TokenRows, map: TokenMap, options: { readonly r
 export function checkReduction(name: string, value: unknown): Reduction {
   if (typeof (value as Reduction | undefined)?.apply !== "function" || typeof (value as Reduction).keep !== "function") throw invalidArgument(name, "a reduction such as toMe(13)", value);
   return value as Reduction;
+}
+
+/** An input that a reduction cannot do without. */
+export function needed(name: string, input: "metric" | "scores", value: Value | undefined): Value {
+  if (value === undefined) throw invalidArgument(input, `f32 ${input} for ${name}`, value);
+  return value;
 }

@@ -52,3 +52,58 @@ export function scheduled(name: string, schedule: Schedule, layer: number, layer
   if (schedule.length !== layers) throw invalidArgument(name, `${layers} numbers, one for each layer`, schedule);
   return schedule[layer]!;
 }
+
+/** Layers in which something happens, from 0; undefined: all. */
+export function checkLayers(name: string, layers: unknown): asserts layers is readonly number[] | undefined {
+  if (layers === undefined) return;
+  if (!Array.isArray(layers) || layers.length === 0 || !layers.every((layer) => Number.isSafeInteger(layer) && layer >= 0)) throw invalidArgument(name, "numbers of layers, from 0", layers);
+}
+
+/** How many of a sequence's tokens stay: a count, or a share of those there are. */
+export interface KeepOptions {
+  /** Tokens that stay of each sequence. Either this or keepRate. */
+  readonly keep?: Schedule;
+  /** The share that stays, above 0 and at most 1. */
+  readonly keepRate?: Schedule;
+  /** Layers in which tokens go, from 0; all by default. */
+  readonly layers?: readonly number[];
+}
+
+export interface Keeping {
+  /** What stays of `tokens` tokens, of which `first` stay whatever happens and come on top. */
+  count(tokens: number, first: number, at: { readonly layer: number; readonly layers: number }): number;
+  /** The same for countTokens(). */
+  plan(first: number, at: { readonly layer: number; readonly layers: number }): { readonly rate?: number; readonly add?: number; readonly first: number; readonly rounding: "truncate" | "even" | "up" };
+  readonly key: string;
+}
+
+const rounders = {
+  truncate: Math.trunc,
+  up: Math.ceil,
+  even(x: number): number {
+    const whole = Math.floor(x), part = x - whole;
+    return whole + (part > 0.5 || (part === 0.5 && whole % 2 !== 0) ? 1 : 0);
+  },
+};
+
+/** Reads keep or keepRate; shares are rounded as the paper does. */
+export function keeping(options: KeepOptions, rounding: "truncate" | "even" | "up"): Keeping {
+  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object with keep or keepRate", options);
+  const { keep, keepRate, layers: only } = options;
+  if ((keep === undefined) === (keepRate === undefined)) throw invalidArgument("options", "either keep or keepRate", options);
+  if (keep !== undefined) checkSchedule("options.keep", keep, { low: 0, high: Infinity, whole: true });
+  if (keepRate !== undefined) checkSchedule("options.keepRate", keepRate, { low: 0, high: 1, whole: false });
+  checkLayers("options.layers", only);
+  const value = (layer: number, layers: number): number => (keep !== undefined ? scheduled("options.keep", keep, layer, layers, true) : scheduled("options.keepRate", keepRate!, layer, layers, false));
+  return {
+    count(tokens, first, { layer, layers }) {
+      if (only && !only.includes(layer)) return tokens;
+      const others = Math.max(0, tokens - first), wanted = value(layer, layers);
+      return Math.min(tokens, first) + (keep !== undefined ? Math.min(others, wanted) : rounders[rounding](wanted * others));
+    },
+    plan(first, { layer, layers }) {
+      return keep !== undefined ? { add: value(layer, layers), first, rounding } : { rate: value(layer, layers), first, rounding };
+    },
+    key: JSON.stringify({ keep, keepRate, only }),
+  };
+}

@@ -24,6 +24,7 @@ export function toMe(options: number | ToMeOptions): Reduction {
   const merged = (layer: number, layers: number): number => scheduled("options.perLayer", perLayer, layer, layers, true);
   return {
     name: "toMe",
+    key: `toMe ${JSON.stringify({ perLayer, ...special })}`,
     needs: { metric: true, scores: false },
     proportional,
     dataDependent: false,
