@@ -5,40 +5,11 @@
 //   softcap          out = cap · tanh(x / cap)                                               arXiv 2408.00118
 //   convert          f32, f16, bf16 to f32, f16, bf16 or q8
 #include "../simd/target.h"
+#include "activation_inl.h"
 #include "rows_inl.h"
 
 namespace tl::TL_TARGET {
 namespace {
-
-// The numbers of args.h.
-struct Silu { TL_INLINE F32 operator()(F32 x) const { return div(x, add(broadcast(1.0f), exp(sub(zero(), x)))); } };
-// ½x(1 + tanh(u)) = x · sigmoid(2u), u = √(2/π)(x + 0.044715x³)
-struct GeluTanh {
-  TL_INLINE F32 operator()(F32 x) const {
-    const F32 cubic = mulAdd(mul(x, x), broadcast(0.044715f), broadcast(1.0f));
-    return div(x, add(broadcast(1.0f), exp(mul(mul(x, cubic), broadcast(-1.5957691216057308f)))));
-  }
-};
-struct Gelu {  // ½x(1 + erf(x/√2))
-  TL_INLINE F32 operator()(F32 x) const {
-    const F32 half = mul(x, broadcast(0.5f));
-    return mulAdd(half, erf(mul(x, broadcast(0.70710678118654752f))), half);
-  }
-};
-struct Relu { TL_INLINE F32 operator()(F32 x) const { return max(zero(), x); } };  // second operand x: NaN stays
-struct Sigmoid { TL_INLINE F32 operator()(F32 x) const { return sigmoid(x); } };
-struct Tanh { TL_INLINE F32 operator()(F32 x) const { return tanh(x); } };
-
-// Calls f with the functor of `kind`.
-template <typename Function> Status withActivation(const char* op, double kind, Function&& f) {
-  if (kind == 0) return f(Silu{});
-  if (kind == 1) return f(GeluTanh{});
-  if (kind == 2) return f(Gelu{});
-  if (kind == 3) return f(Relu{});
-  if (kind == 4) return f(Sigmoid{});
-  if (kind == 5) return f(Tanh{});
-  return argumentError(op, "kind", "is no activation");
-}
 
 // body(row, column, count) over pieces of rows: one long row is shared like many short ones.
 template <typename Body> void forPieces(Context& context, int64_t rows, int64_t width, Body&& body) {

@@ -17,7 +17,7 @@ struct RmsNormArgs { View x, weight, out; double epsilon, weightOffset; };
 struct LayerNormArgs { View x, weight, bias, out; double epsilon; };
 
 // ---- activation.cpp
-// kind: 0 silu, 1 gelu-tanh, 2 gelu (erf), 3 relu, 4 sigmoid, 5 tanh.
+// kind: 0 silu, 1 gelu-tanh, 2 gelu (erf), 3 relu, 4 sigmoid, 5 tanh, 6 quick gelu.
 // out = activation(gate) · up, x [rows, 2·width] = gate | up. out [rows, width] f32 or q8. (GLU variants, arXiv 2002.05202)
 struct GatedActivationArgs { View x, out; double kind; };
 struct ActivationArgs { View x, out; double kind; };
@@ -31,13 +31,15 @@ struct ConvertArgs { View x, out; };
 // ---- embedding.cpp
 // out[i] = table[ids[i]] · scale. table: packed weight or f32/f16/bf16 [vocabulary, width]; ids i32 [n]; out [n, width] f32.
 struct EmbeddingArgs { View table, ids, out; double scale; };
-// out[i] = x[index[i]]: rows of f32 copied exactly. x [rows, width], index i32 [m]; out [m, width].
+// out[i] = x[index[i]]: rows of f32 copied exactly, zeros for an index of −1. x [rows, width], index i32 [m]; out [m, width]. Or
+// out [b · m, width]: then x is b blocks of rows / b rows, each of which is indexed by itself.
 struct GatherRowsArgs { View x, index, out; };
 
 // ---- matmul.cpp
 // out = x · weightᵀ + bias + residual. x [n, columns] q8 or f32, weight packed [rows, columns], bias (optional) [rows],
 // residual (optional) [n, rows] may be out itself. out [n, rows] f32. A row's result never depends on n.
-struct MatmulArgs { View x, weight, bias, residual, out; };
+// activation: 0 none, else 1 + a kind of activation.cpp, applied to the sum.
+struct MatmulArgs { View x, weight, bias, residual, out; double activation; };
 
 // ---- rope.cpp
 // The cosines and sines of a step, made once and shared by all layers. positions i32 [n]; frequencies i64 [dim/2] holding
@@ -171,6 +173,16 @@ struct SlotAttentionArgs { View query, key, value, out, assignment; double scale
 // Token-parameter attention (arXiv 2410.23168): s = scale · x · keysᵀ, out = gelu(s · sqrt(n) / ‖s‖₂) · values.
 // x f32 [rows …, inputs], keys [n, inputs], values [n, outputs], out [rows …, outputs]. A row of zeros gives zeros.
 struct PattentionArgs { View x, keys, values, out; double scale; };
+
+// ---- encoder.cpp
+// The patches of images as rows, numbers 0 … 255: pixels u8 [images, height, width, channels]; out [images · (prefix + patches),
+// patch · patch · channels], a patch's pixels row by row; the first `prefix` rows of each image are 0.
+struct ImagePatchesArgs { View pixels, out; double patch, prefix; };
+// One row a sequence: x [n, width], offsets i32 [sequences + 1] as in ragged attention. kind: 0 its first row, 1 the mean, 2 the
+// maximum; sizes [n] (optional): weights of the mean. normalize: divided by its 2-norm. An empty sequence gives 0.
+struct PoolSequencesArgs { View x, offsets, sizes, out; double kind, normalize; };
+// out[i] = Σ_k weights[i, k] · x[index[i, k]]: weights [m, taps], index i32 [m, taps], x and out in blocks as in gatherRows.
+struct InterpolateRowsArgs { View x, index, weights, out; };
 
 // ---- sample.cpp
 // logits [1, vocabulary]; history i32 [m] (optional) for the repetition penalty. Order as in llama.cpp's default chain:

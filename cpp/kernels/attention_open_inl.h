@@ -70,13 +70,13 @@ inline Rows pagedRows(const View& view) {
 
 inline int64_t broadcastStride(const View& view, int axis) { return view.dims[axis] == 1 ? 0 : view.strides[axis]; }
 
-inline void openOperands(const AttentionContext& context, int64_t batch, int64_t head, Unit& unit) {
+inline void openOperands(const AttentionContext& context, int64_t batch, int64_t head, int64_t firstKey, Unit& unit) {
   const AttentionArgs& args = context.args;
   ScoreOperands& operands = unit.operands;
   if (args.bias.present()) {
     operands.biasHead = broadcastStride(args.bias, 1);
     operands.biasQuery = broadcastStride(args.bias, 2);
-    operands.bias = args.bias.as<float>() + batch * broadcastStride(args.bias, 0) + head * operands.biasHead;
+    operands.bias = args.bias.as<float>() + batch * broadcastStride(args.bias, 0) + head * operands.biasHead + firstKey;
   }
   if (args.slopes.present()) operands.slopes = args.slopes.as<float>() + head;
   if (args.sinks.present()) unit.sinks = args.sinks.as<float>() + head;
@@ -155,7 +155,7 @@ inline void attentionUnit(const Problem& problem, int64_t index, Unit& unit) {
   unit.logSumExp = operandAt(args.logSumExp, batch, head, firstQuery);
   unit.scores = operandAt(args.scores, batch, head, firstQuery);
   unit.columnSums = operandAt(args.columnSums, batch, head, firstKey);
-  openOperands(context, batch, head, unit);
+  openOperands(context, batch, head, firstKey, unit);
   openMask(context, head, unit);
 }
 
@@ -212,9 +212,9 @@ inline Status checkBroadcast(const char* name, const View& view, const int64_t (
 }
 
 inline Status checkScoreOperands(const AttentionArgs& args, const AttentionContext& c) {
-  const bool plain = !c.ragged && !c.paged;
-  if ((args.bias.present() || args.relativeIndex.present() || args.scores.present() || args.maskShape > 0) && !plain)
-    return argumentError(kAttention, "bias", "bias, relative terms, mask shapes and scores need keys [batch, kvHeads, keys, headDim]");
+  const bool plain = !c.ragged && !c.paged, keyBias = c.ragged && args.bias.rank == 4 && args.bias.dims[2] == 1;
+  if (((args.bias.present() && !keyBias) || args.relativeIndex.present() || args.scores.present() || args.maskShape > 0) && !plain)
+    return argumentError(kAttention, "bias", "bias of queries, relative terms, mask shapes and scores need keys [batch, kvHeads, keys, headDim]");
   if (args.bias.present()) TL_TRY(checkBroadcast("bias", args.bias, {c.batch, c.heads, c.queries, c.keys}));
   if (args.slopes.present()) TL_TRY(checkFloat(kAttention, "slopes", args.slopes, true, c.heads));
   if (args.sinks.present()) TL_TRY(checkFloat(kAttention, "sinks", args.sinks, true, c.heads));

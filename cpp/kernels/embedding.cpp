@@ -1,6 +1,6 @@
 // Rows looked up by number.
 //   embedding   out[i] = table[ids[i]] · scale, table packed or f32, f16, bf16 [vocabulary, width]; ids i32 [n]
-//   gatherRows  out[i] = x[index[i]], f32 copied exactly
+//   gatherRows  out[i] = x[index[i]], f32 copied exactly; in blocks, and 0 for −1: see args.h
 // All numbers are checked before anything is written.
 #include "../simd/target.h"
 #include "packed_layout_inl.h"
@@ -12,12 +12,12 @@ extern const PackingKernels packingKernels;  // packing.cpp
 
 namespace {
 
-Status checkIndices(const char* op, const char* name, const View& indices, int64_t limit) {
+Status checkIndices(const char* op, const char* name, const View& indices, int64_t limit, int32_t least = 0) {
   if (indices.dtype != DType::i32) return argumentError(op, name, "must be i32", int64_t(indices.dtype));
   if (indices.rank != 1 || (indices.dims[0] > 1 && indices.strides[0] != 1)) return argumentError(op, name, "must be one contiguous row", indices.rank);
   const int32_t* index = indices.as<int32_t>();
   for (int64_t i = 0; i < indices.dims[0]; ++i)
-    if (index[i] < 0 || index[i] >= limit) return argumentError(op, name, "has a number outside the table", index[i]);
+    if (index[i] < least || index[i] >= limit) return argumentError(op, name, "has a number outside the table", index[i]);
   return {};
 }
 
@@ -73,12 +73,19 @@ Status gatherRows(const GatherRowsArgs& args, Context& context) {
   FloatRows x, out;
   TL_TRY(floatRows("gatherRows", "x", args.x, x));
   TL_TRY(floatRows("gatherRows", "out", args.out, out));
-  TL_TRY(checkIndices("gatherRows", "index", args.index, x.rows));
-  if (out.rows != args.index.dims[0]) return shapeError("gatherRows", "out", "must have one row an index", args.index.dims[0], out.rows);
+  const int64_t each = args.index.rank == 1 ? args.index.dims[0] : 0, blocks = each > 0 ? out.rows / each : 0;
+  const int64_t blockRows = blocks > 0 ? x.rows / blocks : 0;
+  TL_TRY(checkIndices("gatherRows", "index", args.index, blockRows, -1));
+  if (out.rows != blocks * each) return shapeError("gatherRows", "out", "must have one row an index", each, out.rows);
+  if (blockRows * blocks != x.rows && blocks > 0) return shapeError("gatherRows", "x", "must have as many blocks as the output", blocks, x.rows);
   if (out.width != x.width) return shapeError("gatherRows", "out", "must have the width of x", x.width, out.width);
   const int32_t* index = args.index.as<int32_t>();
   forRows(context, out.rows, x.width, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) std::memcpy(out.row(i), x.row(index[i]), size_t(x.width) * sizeof(float));
+    for (int64_t i = begin; i < end; ++i) {
+      const int32_t from = index[i % each];
+      if (from < 0) std::memset(out.row(i), 0, size_t(x.width) * sizeof(float));
+      else std::memcpy(out.row(i), x.row(i / each * blockRows + from), size_t(x.width) * sizeof(float));
+    }
   });
   return {};
 }

@@ -6,6 +6,7 @@
 // with one fused rounding each, blocks ascending. Every path below does these operations in this order, so a result
 // depends neither on how many tokens come together nor on the number of threads.
 #include "../simd/target.h"
+#include "activation_inl.h"
 #include "matmul_inl.h"
 #include "quantized_rows.h"
 
@@ -204,6 +205,8 @@ template <typename Source, int Groups> void sweep(const Unit& unit, int64_t toke
     for (int g = 0; g < Groups; ++g) source[g].group = unit.group(g) + block * Source::kBlockBytes;
     sweepTokens<Source, Groups>(unit, source, block, std::min(size, unit.blocks - block), token, tokens, reinterpret_cast<float*>(scratch));
   }
+  if (unit.rows.activation != 0)
+    for (int g = 0; g < Groups; ++g) activateGroup(unit.rows, unit.firstGroup + g * unit.step, token, tokens);
 }
 
 template <typename Source, int Groups> void matmulBy(const MatmulRows& rows, Context& context) {
@@ -250,6 +253,19 @@ Status floatOperand(const char* name, const View& view, int64_t rows, int64_t co
 
 }  // namespace
 
+void activateGroup(const MatmulRows& rows, int64_t group, int64_t token, int64_t tokens) {
+  const int64_t first = group * kLanes, left = std::min<int64_t>(kLanes, rows.weight->rows - first);
+  if (left <= 0) return;
+  (void)withActivation("matmul", rows.activation - 1, [&](auto activate) -> Status {
+    float* out = rows.out + token * rows.outStride + first;
+    for (int64_t t = 0; t < tokens; ++t, out += rows.outStride) {
+      if (left == kLanes) store(out, activate(load(out)));
+      else storePart(out, activate(loadPart(out, int(left))), int(left));
+    }
+    return {};
+  });
+}
+
 Status matmul(const MatmulArgs& args, Context& context) {
   if (args.weight.dtype != DType::packed || !args.weight.data)
     return argumentError("matmul", "weight", "must be a packed weight", int64_t(args.weight.dtype));
@@ -279,6 +295,8 @@ Status matmul(const MatmulArgs& args, Context& context) {
     TL_TRY(floatOperand("bias", args.bias, 1, weight.rows));
     rows.bias = args.bias.as<const float>();
   }
+  rows.activation = args.activation;
+  if (rows.activation != 0) TL_TRY(withActivation("matmul", rows.activation - 1, [](auto) -> Status { return {}; }));
   if (rows.n == 0) return {};
   return integer ? matmulInteger(rows, context) : matmulFloat(rows, context);
 }

@@ -69,6 +69,8 @@ template <typename W, int Groups> void sweep(const Unit& unit, int64_t token, in
     for (int g = 0; g < Groups; ++g) weight[g] = unit.group<W>(g) + column * kLanes;
     sweepTokens<W, Groups>(unit, weight, column, std::min(size, all - column), token, tokens, reinterpret_cast<float*>(scratch));
   }
+  if (unit.rows.activation != 0)
+    for (int g = 0; g < Groups; ++g) activateGroup(unit.rows, unit.firstGroup + g * unit.step, token, tokens);
 }
 
 template <typename W, int Groups> void matmulBy(const MatmulRows& rows, Context& context) {

@@ -17,9 +17,13 @@ struct MatmulRows {
   int64_t residualStride;
   float* out;
   int64_t outStride;
+  double activation;  // 0 none, else 1 + kind
 };
 
 Status matmulFloat(const MatmulRows& rows, Context& context);
+
+// Applies the activation to finished rows of `group`, while they are still close.
+void activateGroup(const MatmulRows& rows, int64_t group, int64_t token, int64_t tokens);
 
 // out[token, the rows of `group`] = sum + bias + residual, in this order.
 TL_INLINE void finish(const MatmulRows& rows, int64_t token, int64_t group, F32 sum) {
