@@ -81,7 +81,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   napi_add_env_cleanup_hook(env, [](void* data) { static_cast<Environment*>(data)->cancelAll(); }, environment);
   const std::pair<const char*, Napi::Value (*)(const Napi::CallbackInfo&)> functions[] = {
       {"info", info}, {"ops", ops}, {"memory", memory}, {"trim", trim}, {"release", release}, {"failAllocation", failNthAllocation},
-      {"loadWeights", loadWeights}, {"loadVectors", loadVectors}, {"announceMemory", announceMemory}, {"createConstant", createConstant}, {"createProgram", createProgram},
+      {"loadWeights", loadWeights}, {"loadVectors", loadVectors}, {"packWeight", packWeight}, {"announceMemory", announceMemory}, {"createConstant", createConstant}, {"createProgram", createProgram},
       {"createPool", createPool}, {"createCache", createCache}, {"forkCache", forkCache}, {"truncateCache", truncateCache},
       {"dropCache", dropCache}, {"observeCache", observeCache}, {"readCache", readCache}, {"cachePages", cachePages}, {"requantizeCache", requantizeCache}, {"cacheLayerBytes", cacheLayerBytes},
       {"saveCacheLayer", saveCacheLayer}, {"loadCacheLayer", loadCacheLayer},

@@ -6,6 +6,7 @@ namespace tl::binding {
 
 Napi::Value loadWeights(const Napi::CallbackInfo& info);
 Napi::Value loadVectors(const Napi::CallbackInfo& info);
+Napi::Value packWeight(const Napi::CallbackInfo& info);
 Napi::Value announceMemory(const Napi::CallbackInfo& info);
 Napi::Value createConstant(const Napi::CallbackInfo& info);
 Napi::Value createProgram(const Napi::CallbackInfo& info);

@@ -1,4 +1,4 @@
-// loadWeights, loadVectors, announceMemory, createConstant, createProgram.
+// loadWeights, loadVectors, packWeight, announceMemory, createConstant, createProgram.
 #include <cstring>
 
 #include "../cpp/exec/weights.h"
@@ -85,7 +85,56 @@ class LoadVectors : public Work {
   std::vector<std::vector<float>> values_;
 };
 
+class PackWeight : public Work {
+ public:
+  Operand values, rowScale;
+  int64_t rows = 0, columns = 0;
+  Storage storage = Storage::f32;
+  int threads = 1;
+  using Work::cancel;
+
+ protected:
+  Status execute() override {
+    ThreadPool::Turn turn(ThreadPool::shared(), threads);
+    if (!turn.ok()) return {Code::memory, "pack", "threads", "out of memory"};
+    return packFloats(static_cast<const float*>(values.data), rows, columns, static_cast<const float*>(rowScale.data), storage, activeTable(),
+                      ThreadPool::shared(), cancel, weight_->packed, relativeError_);
+  }
+  Napi::Value result(Napi::Env env) override {
+    Napi::Object info = Napi::Object::New(env);
+    info.Set("bytes", double(weight_->bytes()));
+    info.Set("relativeError", relativeError_);
+    info.Set("handle", wrap(env, std::move(weight_)));
+    return info;
+  }
+
+ private:
+  std::shared_ptr<Weight> weight_ = std::make_shared<Weight>();
+  double relativeError_ = 0;
+};
+
 }  // namespace
+
+Napi::Value packWeight(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), "packWeight", [&]() -> Napi::Value {
+    Arguments arguments(info, "packWeight");
+    auto work = std::make_unique<PackWeight>();
+    work->values = arguments.memory(info[0], "values");
+    work->columns = arguments.integer(1, "columns", 1, kMostRows);
+    if (!info[2].IsNull()) work->rowScale = arguments.memory(info[2], "rowScale");
+    work->storage = Storage(arguments.integer(3, "storage", 0, int64_t(Storage::count) - 1));
+    work->threads = int(arguments.integer(4, "threads", 1, 128));
+    const Operand cancel = arguments.memory(info[5], "cancel");
+    work->rows = work->values.bytes / 4 / work->columns;
+    if (arguments.ok() && (work->values.dtype != DType::f32 || work->rows < 1 || work->rows * work->columns * 4 != work->values.bytes)) arguments.set("values", "expected whole rows of f32");
+    if (arguments.ok() && work->rowScale.data && (work->rowScale.dtype != DType::f32 || work->rowScale.bytes != work->rows * 4)) arguments.set("rowScale", "expected one f32 a row");
+    if (arguments.ok() && (cancel.dtype != DType::i32 || cancel.bytes < 4)) arguments.set("cancel", "expected an Int32Array");
+    if (!arguments.ok()) return arguments.fail();
+    work->cancel = static_cast<int32_t*>(cancel.data);
+    for (const size_t kept : {0, 2, 5}) work->keep(info[kept]);
+    return Work::start(info.Env(), std::move(work), "tokenloom.packWeight");
+  });
+}
 
 Napi::Value loadWeights(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), "loadWeights", [&]() -> Napi::Value {

@@ -71,6 +71,8 @@ export interface NativeAddon {
   loadWeights(weights: readonly StoredWeight[], threads: number, cancel: Int32Array): Promise<WeightInfo[]>;
   /** Reads stored vectors as f32. */
   loadVectors(vectors: readonly StoredVector[]): Promise<Float32Array[]>;
+  /** Packs rows of `columns` numbers, each row times its scale, as f32, bf16 or q8_0. */
+  packWeight(values: Float32Array, columns: number, rowScale: Float32Array | null, storage: number, threads: number, cancel: Int32Array): Promise<WeightInfo & { readonly relativeError: number }>;
   /** Tells the garbage collector of native memory to come; with a negative number, that it has come or will not. */
   announceMemory(bytes: number): void;
   /** Copies `values` into native memory for use as a constant of programs. */

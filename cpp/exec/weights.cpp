@@ -1,7 +1,9 @@
 #include "weights.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
+#include <cstring>
 
 #include "../core/checked.h"
 
@@ -102,6 +104,73 @@ Status loadFloats(const StoredRows& part, int64_t count, const KernelTable& tabl
   TL_TRY(file.read(part.offset, source.as(), bytes));
   table.packing.pack(part.storage, source.as(), 0, 1, weight);
   table.packing.unpackRow(weight, 0, out);
+  return {};
+}
+
+namespace {
+
+// One row as it would stand in a file. Adds what rounding takes, and what there was, squared.
+void storeRow(const float* values, int64_t columns, float scale, Storage storage, std::byte* out, double& lost, double& whole) {
+  const auto count = [&](float value, float stored) {
+    lost += (double(value) - double(stored)) * (double(value) - double(stored));
+    whole += double(value) * double(value);
+  };
+  if (storage == Storage::f32) {
+    for (int64_t i = 0; i < columns; ++i) reinterpret_cast<float*>(out)[i] = values[i] * scale;
+    return;
+  }
+  if (storage == Storage::bf16) {
+    for (int64_t i = 0; i < columns; ++i) {
+      const bf16 stored = reinterpret_cast<bf16*>(out)[i] = toBf16(values[i] * scale);
+      count(values[i] * scale, toFloat(stored));
+    }
+    return;
+  }
+  for (int64_t block = 0; block < columns / 32; ++block, out += 34) {  // q8_0: an f16 scale and 32 signed bytes
+    float most = 0;
+    for (int64_t i = 0; i < 32; ++i) most = std::max(most, std::fabs(values[block * 32 + i] * scale));
+    const f16 step = toF16(most / 127);
+    std::memcpy(out, &step, 2);
+    const float wide = toFloat(step);
+    for (int64_t i = 0; i < 32; ++i) {
+      const float value = values[block * 32 + i] * scale;
+      const float q = wide > 0 ? std::clamp(std::nearbyint(value / wide), -127.0f, 127.0f) : 0;
+      reinterpret_cast<int8_t*>(out + 2)[i] = int8_t(q);
+      count(value, q * wide);
+    }
+  }
+}
+
+}  // namespace
+
+Status packFloats(const float* values, int64_t rows, int64_t columns, const float* rowScale, Storage storage, const KernelTable& table,
+                  ThreadPool& pool, const int32_t* cancel, PackedWeight& weight, double& relativeError) {
+  if (storage != Storage::f32 && storage != Storage::bf16 && storage != Storage::q8_0) return argumentError("pack", "storage", "must be f32, bf16 or q8_0", int64_t(storage));
+  int64_t bytesPerRow, packed;
+  TL_TRY(rowBytes(storage, columns, bytesPerRow));
+  TL_TRY(table.packing.plan(storage, rows, columns, weight));
+  const int64_t groupRows = weight.groupRows, groups = ceilDiv(rows, groupRows), slots = 4 * int64_t(pool.threads());
+  if (!checkedMulAdd(groups, weight.groupBytes, 0, packed)) return argumentError("pack", "rows", "weight too large", rows);
+  weight.buffer = Buffer(size_t(packed), Owner::weight);
+  const int64_t chunkGroups = std::clamp<int64_t>(kChunkBytes / (bytesPerRow * groupRows), std::min(slots, groups), groups);
+  Buffer staging(size_t(chunkGroups * groupRows * bytesPerRow), Owner::scratch);
+  std::vector<double> lost(size_t(groups), 0), whole(size_t(groups), 0);
+  if (!weight.buffer || !staging) return {Code::memory, "pack", "weight", "out of memory for a weight", packed, 0};
+  for (int64_t first = 0; first < groups; first += chunkGroups) {
+    if (cancel && __atomic_load_n(cancel, __ATOMIC_RELAXED) != 0) return {Code::cancelled, "pack", "", "cancelled"};
+    pool.parallelFor(std::min(chunkGroups, groups - first), 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t group = begin; group < end; ++group) {
+        const int64_t row = (first + group) * groupRows, count = std::min(groupRows, rows - row);
+        std::byte* at = staging.as() + group * groupRows * bytesPerRow;
+        for (int64_t i = 0; i < count; ++i)
+          storeRow(values + (row + i) * columns, columns, rowScale ? rowScale[row + i] : 1, storage, at + i * bytesPerRow, lost[size_t(first + group)], whole[size_t(first + group)]);
+        table.packing.pack(storage, at, row, count, weight);
+      }
+    });
+  }
+  double lostAll = 0, wholeAll = 0;
+  for (int64_t group = 0; group < groups; ++group) lostAll += lost[size_t(group)], wholeAll += whole[size_t(group)];
+  relativeError = wholeAll > 0 ? std::sqrt(lostAll / wholeAll) : 0;
   return {};
 }
 

@@ -22,4 +22,9 @@ Status loadPacked(const std::vector<StoredRows>& parts, int64_t columns, const K
 // Reads one vector of `count` elements of any storage type as f32.
 Status loadFloats(const StoredRows& part, int64_t count, const KernelTable& table, float* out);
 
+// Packs rows that are in memory, each times its rowScale (optional), as f32, bf16 or q8_0. relativeError: the 2-norm of what
+// rounding took, by that of the weight.
+Status packFloats(const float* values, int64_t rows, int64_t columns, const float* rowScale, Storage storage, const KernelTable& table,
+                  ThreadPool& pool, const int32_t* cancel, PackedWeight& weight, double& relativeError);
+
 }  // namespace tl

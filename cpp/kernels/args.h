@@ -178,9 +178,9 @@ struct PattentionArgs { View x, keys, values, out; double scale; };
 // The patches of images as rows, numbers 0 … 255: pixels u8 [images, height, width, channels]; out [images · (prefix + patches),
 // patch · patch · channels], a patch's pixels row by row; the first `prefix` rows of each image are 0.
 struct ImagePatchesArgs { View pixels, out; double patch, prefix; };
-// One row a sequence: x [n, width], offsets i32 [sequences + 1] as in ragged attention. kind: 0 its first row, 1 the mean, 2 the
+// One row a sequence: x [n, width], bounds i32 [sequences + 1] as in ragged attention. kind: 0 its first row, 1 the mean, 2 the
 // maximum; sizes [n] (optional): weights of the mean. normalize: divided by its 2-norm. An empty sequence gives 0.
-struct PoolSequencesArgs { View x, offsets, sizes, out; double kind, normalize; };
+struct PoolSequencesArgs { View x, bounds, sizes, out; double kind, normalize; };
 // out[i] = Σ_k weights[i, k] · x[index[i, k]]: weights [m, taps], index i32 [m, taps], x and out in blocks as in gatherRows.
 struct InterpolateRowsArgs { View x, index, weights, out; };
 

@@ -12,14 +12,14 @@ namespace {
 // out = f(out, x) over a row.
 template <typename Function> void combineRow(const float* x, float* out, int64_t n, Function f) { mapRow(out, x, out, n, f); }
 
-// The offsets rise from 0 to `rows` at most.
-Status checkOffsets(const View& offsets, int64_t sequences, int64_t rows) {
+// The bounds rise from 0 to `rows` at most.
+Status checkBounds(const View& bounds, int64_t sequences, int64_t rows) {
   constexpr const char* op = "poolSequences";
-  if (offsets.dtype != DType::i32 || offsets.rank != 1) return argumentError(op, "offsets", "must be one row of i32", int64_t(offsets.dtype));
-  if (offsets.dims[0] != sequences + 1) return shapeError(op, "offsets", "must be one more than the sequences", sequences + 1, offsets.dims[0]);
-  const int32_t* at = offsets.as<int32_t>();
+  if (bounds.dtype != DType::i32 || bounds.rank != 1) return argumentError(op, "bounds", "must be one row of i32", int64_t(bounds.dtype));
+  if (bounds.dims[0] != sequences + 1) return shapeError(op, "bounds", "must be one more than the sequences", sequences + 1, bounds.dims[0]);
+  const int32_t* at = bounds.as<int32_t>();
   for (int64_t i = 0; i <= sequences; ++i)
-    if (at[i] < (i ? at[i - 1] : 0) || at[i] > rows) return argumentError(op, "offsets", "must rise from 0 to at most the rows", at[i]);
+    if (at[i] < (i ? at[i - 1] : 0) || at[i] > rows) return argumentError(op, "bounds", "must rise from 0 to at most the rows", at[i]);
   return {};
 }
 
@@ -74,10 +74,10 @@ Status poolSequences(const PoolSequencesArgs& args, Context& context) {
   FloatRows x, out;
   TL_TRY(floatRows(op, "x", args.x, x));
   TL_TRY(floatRows(op, "out", args.out, out));
-  TL_TRY(checkOffsets(args.offsets, out.rows, x.rows));
+  TL_TRY(checkBounds(args.bounds, out.rows, x.rows));
   if (args.sizes.present()) TL_TRY(vectorOperand(op, "sizes", args.sizes, x.rows));
   if (out.width != x.width) return shapeError(op, "out", "must have the width of x", x.width, out.width);
-  const int32_t* at = args.offsets.as<int32_t>();
+  const int32_t* at = args.bounds.as<int32_t>();
   const float* sizes = args.sizes.present() ? args.sizes.as<float>() : nullptr;
   forRows(context, out.rows, x.width * (x.rows / std::max<int64_t>(out.rows, 1)), [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {

@@ -10,6 +10,7 @@ import { describeDecoder } from "../models/architectures.js";
 import type { DecoderConfig } from "../models/config.js";
 import { DecoderGraphs, loadDecoder, type Decoder } from "../models/decoder.js";
 import { locateModel } from "../models/fetch.js";
+import { GraphCache } from "../models/graph-cache.js";
 import type { ModelFile } from "../models/file.js";
 import { openModel } from "../models/open.js";
 import { WeightLoader } from "../models/weights.js";
@@ -46,22 +47,12 @@ export interface LoadOptions {
   readonly offline?: boolean | undefined;
 }
 
-/** The graphs of a model, each compiled at first use. */
-class ModelGraphs {
-  private readonly made = new Map<string, Promise<CompiledGraph>>();
-  private disposed = false;
-  constructor(private readonly build: DecoderGraphs) {}
-
-  private once(key: string, make: () => Promise<CompiledGraph>): Promise<CompiledGraph> {
-    let graph = this.made.get(key);
-    if (!graph) {
-      graph = make();
-      this.made.set(key, graph);
-      // One that is finished after dispose() is freed then.
-      graph.then((compiled) => this.disposed && compiled.dispose(), () => this.made.delete(key));
-    }
-    return graph;
+/** The graphs of a language model. */
+class ModelGraphs extends GraphCache {
+  constructor(private readonly build: DecoderGraphs) {
+    super();
   }
+
   prefill(observe?: Observation): Promise<CompiledGraph> {
     return this.once(`prefill ${JSON.stringify(observe)}`, () => this.build.prefill(chunkTokens, observe));
   }
@@ -76,10 +67,6 @@ class ModelGraphs {
   }
   score(top: number): Promise<CompiledGraph> {
     return this.once(`score ${top}`, () => this.build.score(scoreTokens, top));
-  }
-  dispose(): void {
-    this.disposed = true;
-    for (const graph of this.made.values()) void graph.then((compiled) => compiled.dispose(), () => undefined);
   }
 }
 

@@ -1,3 +1,5 @@
+import { ShapeError } from "../errors.js";
+
 /** A size that is known when a graph runs: `n` new tokens, `batch` sequences. `max` bounds it, so that memory can be planned. */
 export class Symbolic {
   constructor(readonly name: string, readonly index: number, readonly max: number) {}
@@ -17,6 +19,13 @@ export function affine(dim: Dim): { symbol: Symbolic | undefined; multiply: numb
   if (typeof dim === "number") return { symbol: undefined, multiply: 0, add: dim };
   if (dim instanceof Symbolic) return { symbol: dim, multiply: 1, add: 0 };
   return dim;
+}
+
+/** dim · multiply / divide, which must come out whole. */
+export function scaleDim(dim: Dim, multiply: number, divide: number): Dim {
+  const { symbol, multiply: by, add } = affine(dim), scaled = [by, add].map((x) => (x * multiply) / divide) as [number, number];
+  if (!scaled.every(Number.isInteger)) throw new ShapeError("shape", "dims", `Expected a multiple of ${divide} but received ${dimText(dim)}`);
+  return symbol ? { symbol, multiply: scaled[0], add: scaled[1] } : scaled[1];
 }
 
 export function dimEquals(a: Dim, b: Dim): boolean {

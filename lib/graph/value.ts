@@ -1,6 +1,6 @@
 import { ShapeError } from "../errors.js";
 import type { NativeHandle } from "../native.js";
-import { dimMax, shapeText, type Dim } from "./dims.js";
+import { dimMax, scaleDim, shapeText, type Dim } from "./dims.js";
 import type { Graph } from "./graph.js";
 
 /** Element types of values: `q8` rows are activations quantised for integer matmuls, `packed` a weight, `cache` a KV cache. */
@@ -75,6 +75,20 @@ export class Value {
     if (typeof last !== "number" || last % parts !== 0) throw new ShapeError("split", this.name, `Expected the last dim of ${this} to be a multiple of ${parts}`);
     const inner = last / parts;
     return new Value(this.graph, this.type, [...this.dims.slice(0, -1), parts, inner], this.storage, [...this.strides.slice(0, -1), inner, 1], this.offset);
+  }
+
+  /** Each row of a dense matrix seen as `parts` rows. */
+  splitRows(parts: number): Value {
+    const [rows, width] = this.dims;
+    if (this.rank !== 2 || typeof width !== "number" || width % parts !== 0 || this.strides[0] !== width) throw new ShapeError("splitRows", this.name, `Expected a dense matrix whose rows are a multiple of ${parts} but received ${this}`);
+    return new Value(this.graph, this.type, [scaleDim(rows!, parts, 1), width / parts], this.storage, [width / parts, 1], this.offset);
+  }
+
+  /** Every `count` rows of a dense matrix seen as one. */
+  joinRows(count: number): Value {
+    const [rows, width] = this.dims;
+    if (this.rank !== 2 || typeof width !== "number" || this.strides[0] !== width) throw new ShapeError("joinRows", this.name, `Expected a dense matrix but received ${this}`);
+    return new Value(this.graph, this.type, [scaleDim(rows!, 1, count), width * count], this.storage, [width * count, 1], this.offset);
   }
 
   /** The last two dims seen as one; they must lie densely. */

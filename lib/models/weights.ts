@@ -21,9 +21,16 @@ export interface Vector {
   readonly length: number;
 }
 
+/** How pack() keeps weights: int8 in blocks of 32 columns with a scale each. Arithmetic is in f32, with int8 in integers. */
+export type WeightType = "f32" | "bf16" | "int8";
+
+const packedStorage = { f32: "f32", bf16: "bf16", int8: "q8_0" } as const;
+
 export interface LoadOptions {
   readonly signal?: AbortSignal | undefined;
   readonly threads?: number | undefined;
+  /** Of pack(); "f32". */
+  readonly weightType?: WeightType | undefined;
   /** Bytes of the file read so far, of all that will be read. */
   readonly onBytes?: (loaded: number) => void;
 }
@@ -59,6 +66,7 @@ export class WeightLoader {
   private readonly packed = new Map<string, Promise<PackedWeight>>();
   private readonly weights: Request<StoredWeight, PackedWeight>[] = [];
   private readonly vectors: Request<StoredVector, Float32Array>[] = [];
+  private readonly errors: { readonly elements: number; readonly relativeError: number }[] = [];
   private reading = false;
 
   constructor(file: ModelFile, private readonly options: LoadOptions) {
@@ -78,6 +86,14 @@ export class WeightLoader {
 
   storageOf(part: WeightPart): StorageType {
     return this.entry(part.tensor).type;
+  }
+
+  get weightType(): WeightType {
+    return this.options.weightType ?? "f32";
+  }
+
+  columnsOf(tensor: string): number {
+    return this.entry(tensor).shape[1]!;
   }
 
   wholeTensor(name: string): WeightPart {
@@ -119,9 +135,33 @@ export class WeightLoader {
       joined.set(part, at);
       at += part.length;
     }
-    const handle = callNative(() => native.createConstant(joined, dtypeCode.f32));
-    this.own(handle, joined.byteLength);
-    return { handle, length: joined.length };
+    return this.constant(joined);
+  }
+
+  /** Numbers that were made here, as a constant. */
+  constant(values: Float32Array): Vector {
+    const handle = callNative(() => native.createConstant(values, dtypeCode.f32));
+    this.own(handle, values.byteLength);
+    return { handle, length: values.length };
+  }
+
+  /**
+   * Rows of `columns` numbers, each row times its scale, as a weight of the loader's type. Where int8 does not fit, because columns are
+   * no multiple of 32 or `exact` forbids it, they stay f32.
+   */
+  async pack(values: Float32Array, columns: number, options: { readonly rowScale?: Float32Array; readonly exact?: boolean } = {}): Promise<PackedWeight> {
+    const wanted = this.weightType, type = options.exact || (wanted === "int8" && columns % 32 !== 0) ? "f32" : wanted;
+    const { signal } = this.options, storage = packedStorage[type];
+    const packed = await schedule((threads, cancel) => native.packWeight(values, columns, options.rowScale ?? null, storageCode[storage], threads, cancel), { signal, threads: this.threads });
+    this.own(packed.handle, packed.bytes);
+    this.errors.push({ elements: values.length, relativeError: packed.relativeError });
+    return { handle: packed.handle, rows: values.length / columns, columns, storage, quantized: type === "int8", bytes: packed.bytes };
+  }
+
+  /** What pack() lost by rounding: root mean square over all weights that it packed, by their own. */
+  get relativeError(): number {
+    const elements = this.errors.reduce((sum, { elements: count }) => sum + count, 0);
+    return elements === 0 ? 0 : Math.sqrt(this.errors.reduce((sum, error) => sum + error.elements * error.relativeError ** 2, 0) / elements);
   }
 
   private request<Stored, Answer>(queue: Request<Stored, Answer>[], entry: TensorEntry, stored: Stored, bytes: number): Promise<Answer> {

@@ -2,8 +2,9 @@ import { ShapeError } from "../errors.js";
 import type { Value } from "../graph/value.js";
 import { expectType, fixedDim } from "./check.js";
 
-const kinds = { silu: 0, "gelu-tanh": 1, gelu: 2, relu: 3, sigmoid: 4, tanh: 5 } as const;
-export type ActivationKind = keyof typeof kinds;
+/** The numbers of cpp/kernels/args.h. */
+export const activationCode = { silu: 0, "gelu-tanh": 1, gelu: 2, relu: 3, sigmoid: 4, tanh: 5, "quick-gelu": 6 } as const;
+export type ActivationKind = keyof typeof activationCode;
 
 /** activation(gate) · up for x = gate | up, f32 `[rows, 2·width]` → `[rows, width]` f32 or q8 (SwiGLU, GEGLU: arXiv 2002.05202). */
 export function gatedActivation(x: Value, kind: ActivationKind, options: { readonly as?: "f32" | "q8"; readonly name?: string } = {}): Value {
@@ -13,15 +14,15 @@ export function gatedActivation(x: Value, kind: ActivationKind, options: { reado
   return x.graph.add("gatedActivation", {
     inputs: { x },
     outputs: { out: { type: options.as ?? "f32", dims: [...x.dims.slice(0, -1), double / 2] } },
-    parameters: { kind: kinds[kind] },
+    parameters: { kind: activationCode[kind] },
     ...(options.name === undefined ? {} : { name: options.name }),
   }).out;
 }
 
-/** One of silu, gelu-tanh, gelu (erf), relu, sigmoid, tanh on each element; may lie where x lay. */
+/** One of silu, gelu-tanh, gelu (erf), relu, sigmoid, tanh, quick-gelu on each element; may lie where x lay. */
 export function activation(x: Value, kind: ActivationKind): Value {
   expectType("activation", "x", x, "f32");
-  return x.graph.add("activation", { inputs: { x }, outputs: { out: { type: "f32", dims: x.dims } }, parameters: { kind: kinds[kind] }, reuse: ["out", "x"] }).out;
+  return x.graph.add("activation", { inputs: { x }, outputs: { out: { type: "f32", dims: x.dims } }, parameters: { kind: activationCode[kind] }, reuse: ["out", "x"] }).out;
 }
 
 /** a · scale + b; b has a's shape or is one row; b may be left out. */

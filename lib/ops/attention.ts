@@ -1,7 +1,7 @@
 import { ShapeError } from "../errors.js";
-import { dimText } from "../graph/dims.js";
+import { dimMax, dimText } from "../graph/dims.js";
 import type { OutputPlan } from "../graph/graph.js";
-import type { Value } from "../graph/value.js";
+import { Value } from "../graph/value.js";
 import { expectDim, expectRank, expectType, fixedDim } from "./check.js";
 
 /** Which keys a query sees. The kinds exclude each other. Query i of n stands at position p = keys − n + i. */
@@ -211,6 +211,51 @@ export function attention(query: Value, key: Value, value: Value, options: Atten
       ...maskParameters(options),
     },
   }) as unknown as AttentionResult<Value>;
+}
+
+export interface PackedAttentionOptions {
+  /** i32 `[sequences + 1]`, where queries are others than the keys. */
+  readonly queryBounds?: Value | undefined;
+  /** f32 `[keys]`, added to the logits of each key. */
+  readonly bias?: Value | undefined;
+  /** Also each key's weights summed over the last query of its sequence, f32 `[heads, keys]`. */
+  readonly lastWeights?: boolean;
+  readonly scale?: number;
+}
+
+/**
+ * Attention within each of several sequences that lie end to end, none padded: query f32 `[queries, heads, headDim]`, key and value
+ * `[keys, heads, headDim]`, bounds i32 `[sequences + 1]` → f32 `[queries, heads, headDim]`. Counts may be symbolic.
+ */
+export function packedAttention(query: Value, key: Value, value: Value, bounds: Value, options: PackedAttentionOptions = {}): { readonly out: Value; readonly weights?: Value } {
+  const op = "attention", { queryBounds = bounds, bias, lastWeights = false } = options, { graph } = query;
+  for (const [name, operand] of [["query", query], ["key", key], ["value", value]] as const) expectRank(op, name, operand, 3);
+  const heads = fixedDim(op, "query", query, 1), headDim = fixedDim(op, "query", query, 2), keys = key.dims[0]!;
+  /** `[tokens, heads, dim]` as the kernel reads it: `[1, heads, tokens, dim]`. */
+  const seen = ({ type, dims, storage, strides, offset }: Value): Value =>
+    new Value(graph, type, [1, dims[1]!, dims[0]!, dims[2]!], storage, [0, strides[1]!, strides[0]!, strides[2]!], offset);
+  const out = graph.buffer("attended", "f32", query.dims), view = seen(out);
+  const outputs: Record<string, OutputPlan> = { out: { type: "f32", dims: view.dims, into: view } };
+  let weights: Value | undefined;
+  if (lastWeights) {
+    const most = dimMax(keys), mostQueries = dimMax(query.dims[0]!);
+    const sums = graph.buffer("weights", "f32", [heads, most]), lse = graph.buffer("logSumExp", "f32", [heads, mostQueries]);
+    weights = new Value(graph, "f32", [heads, keys], sums.storage, [most, 1]);
+    outputs["columnSums"] = { type: "f32", dims: [1, heads, keys], into: new Value(graph, "f32", [1, heads, keys], sums.storage, [0, most, 1]) };
+    outputs["logSumExp"] = { type: "f32", dims: [1, heads, query.dims[0]!], into: new Value(graph, "f32", [1, heads, query.dims[0]!], lse.storage, [0, mostQueries, 1]) };
+  }
+  graph.add(op, {
+    inputs: {
+      query: seen(query), key: seen(key), value: seen(value), cuQuery: queryBounds, cuKey: bounds,
+      bias: bias && new Value(graph, "f32", [1, 1, 1, keys], bias.storage, [0, 0, 0, 1], bias.offset),
+    },
+    outputs,
+    parameters: {
+      causal: 0, scale: options.scale ?? 1 / Math.sqrt(headDim), softcap: 0, window: 0, sinkTokens: 0, offByOne: 0, columnQueries: 1, quantized: 0,
+      ...maskParameters({}),
+    },
+  });
+  return { out, ...(weights && { weights }) };
 }
 
 /** ALiBi's slopes for any number of heads (arXiv 2108.12409): a power of two first, every second of twice as many for the rest. */

@@ -1,3 +1,4 @@
+import { scaleDim, type Dim } from "../graph/dims.js";
 import type { Value } from "../graph/value.js";
 import { expectRank, expectType, fixedDim } from "./check.js";
 
@@ -12,9 +13,13 @@ export function embedding(table: Value, ids: Value, options: { readonly scale?: 
   }).out;
 }
 
-/** Rows of x by index, copied exactly. x f32 `[rows, width]`, index i32 `[m]` → f32 `[m, width]`. */
-export function gatherRows(x: Value, index: Value): Value {
+/**
+ * Rows of x by index, copied exactly; zeros for −1. x f32 `[rows, width]`, index i32 `[m]` → f32 `[m, width]`. With `blocks`, x is so
+ * many blocks of rows, each indexed by itself → `[blocks · m, width]`.
+ */
+export function gatherRows(x: Value, index: Value, blocks?: Dim): Value {
   expectType("gatherRows", "index", index, "i32");
   expectRank("gatherRows", "x", x, 2);
-  return x.graph.add("gatherRows", { inputs: { x, index }, outputs: { out: { type: "f32", dims: [index.dims[0]!, x.dims[1]!] } } }).out;
+  const dim = blocks === undefined ? index.dims[0]! : scaleDim(blocks, fixedDim("gatherRows", "index", index, 0), 1);
+  return x.graph.add("gatherRows", { inputs: { x, index }, outputs: { out: { type: "f32", dims: [dim, x.dims[1]!] } } }).out;
 }

@@ -1,4 +1,5 @@
 import type { Value } from "../graph/value.js";
+import { activationCode, type ActivationKind } from "./activation.js";
 import { expectDim, expectRank, expectType, fixedDim } from "./check.js";
 
 export interface MatmulOptions {
@@ -6,6 +7,8 @@ export interface MatmulOptions {
   readonly bias?: Value | undefined;
   /** f32 `[n, rows]`, added to the result; the sum is written over it. */
   readonly residual?: Value | undefined;
+  /** Applied to the sum, while it is still in the cache. */
+  readonly activation?: ActivationKind | undefined;
   /** A binding to write to. */
   readonly into?: Value | undefined;
   readonly name?: string;
@@ -26,6 +29,7 @@ export function matmul(x: Value, weight: Value, options: MatmulOptions = {}): Va
   return x.graph.add("matmul", {
     inputs: { x, weight, bias: options.bias, residual: options.residual },
     outputs: { out: { type: "f32", dims: [x.dims[0]!, rows], into: options.into ?? options.residual } },
+    parameters: { activation: options.activation === undefined ? 0 : 1 + activationCode[options.activation] },
     ...(options.name === undefined ? {} : { name: options.name }),
   }).out;
 }
