@@ -32,6 +32,9 @@ export { verifyGreedy, verifySampled, type SampledVerification, type Verificatio
 export {
   AbortError, ArgumentError, BusyError, ContextOverflowError, DisposedError, ModelFormatError, NumericError, OutOfMemoryError, ShapeError, TokenloomError,
 } from "./errors.js";
+export type { ImageInput, Pixels } from "./encode/image.js";
+export { EncoderModel, type Encoding } from "./encode/model.js";
+export type { EncodeModelOptions } from "./encode/options.js";
 export { LanguageModel, loadModel, type LoadOptions, type LoadProgress } from "./generate/model.js";
 export type { GenerateOptions, Prompt } from "./generate/options.js";
 export type { Score, ScoreOptions } from "./generate/score.js";
@@ -39,6 +42,7 @@ export { Session, type FinishReason, type Piece, type SessionOptions, type Sessi
 export type { DraftStatistics, VerifiedDraft } from "./generate/speculation.js";
 export { memory, systemInfo, type MemoryUse, type SystemInfo } from "./memory.js";
 export { FetchError, locateModel } from "./models/fetch.js";
+export type { EncoderConfig, ImageConfig, Pooling } from "./models/encoder-config.js";
 export type { DecoderConfig } from "./models/config.js";
 export type { ChatMessage } from "./tokenizer/template.js";
 export type { EncodeOptions, Tokenizer } from "./tokenizer/tokenizer.js";

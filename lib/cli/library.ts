@@ -1,5 +1,5 @@
 import { ProgressBar, UsageError } from "./terminal.js";
-import type { LanguageModel } from "../index.js";
+import type { EncoderModel, LanguageModel, LoadOptions } from "../index.js";
 
 export type Library = typeof import("../index.js");
 
@@ -25,14 +25,14 @@ export async function openLibrary(options: CommonOptions): Promise<Library> {
 
 export async function openModel(library: Library, name: string, options: CommonOptions, signal?: AbortSignal): Promise<LanguageModel> {
   const bar = new ProgressBar();
-  try {
-    return await library.loadModel(name, {
-      onProgress: bar.update,
-      offline: options.offline ?? false,
-      ...(options.threads === undefined ? {} : { threads: options.threads }),
-      ...(signal === undefined ? {} : { signal }),
-    });
-  } finally {
-    bar.stop();
-  }
+  return library.loadModel(name, { ...loadOptions(options, bar, signal), kind: "language" }).finally(() => bar.stop());
+}
+
+export async function openEncoder(library: Library, name: string, options: CommonOptions & { readonly weights?: "f32" | "bf16" | "int8" }, signal?: AbortSignal): Promise<EncoderModel> {
+  const bar = new ProgressBar();
+  return library.loadModel(name, { ...loadOptions(options, bar, signal), kind: "encoder", weights: options.weights }).finally(() => bar.stop());
+}
+
+function loadOptions({ offline, threads }: CommonOptions, bar: ProgressBar, signal: AbortSignal | undefined): LoadOptions {
+  return { onProgress: bar.update, offline: offline ?? false, threads, signal };
 }

@@ -36,7 +36,7 @@ function command(parent: Command, usage: string, description: string): Command {
 }
 
 function describeProgram(): Command {
-  const program = new Command("tokenloom").description("Runs language models on handwritten SIMD kernels.").version(version).exitOverride();
+  const program = new Command("tokenloom").description("Runs language models and encoders on handwritten SIMD kernels.").version(version).exitOverride();
   program.configureOutput({ outputError: (text, print) => print(`${text.trim().replace(/^error:/, "tokenloom:").replace(/\s*\n\s*/g, " ")}\n`) });
 
   command(program, "run", "answer a prompt, or chat where there is none")
@@ -94,6 +94,15 @@ function describeProgram(): Command {
       if ((options.file === undefined) === (options.ids === undefined)) self.error("error: expected one of --file and --ids");
       await (await import("./score.js")).score(model, options);
     });
+
+  command(program, "embed", "vectors of texts, one a line, or of images")
+    .argument("<model>", "path or name of an encoder: BERT, MiniLM, bge, ViT, DINOv2, CLIP, SigLIP")
+    .argument("[files...]", "images; or one file of texts, UTF-8, a line each; standard input where none is given")
+    .option("--reduce <name:n>", "merge tokens on the way, such as toMe:13")
+    .addOption(new Option("--pool <how>", "how one vector is made of tokens (default: as the model was trained)").choices(["cls", "mean", "max", "attention"]))
+    .addOption(new Option("--weights <type>", "how weights are kept").choices(["f32", "bf16", "int8"]))
+    .option("--truncate", "cut texts that are too long")
+    .action(async (model, files, options) => (await import("./embed.js")).embed(model, files, options));
 
   command(program, "bench", "measure this machine on a model")
     .argument("<model>", "path or name of a model")

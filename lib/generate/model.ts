@@ -4,16 +4,21 @@ import { cacheTypes, type CacheType } from "../cache/types.js";
 import type { PromptFilter } from "../cache/gemfilter.js";
 import { checkPolicy, type CachePolicy, type Observation } from "../cache/policy.js";
 import type { DraftText } from "../draft/draft-model.js";
-import { AbortError, DisposedError, invalidArgument, ModelFormatError } from "../errors.js";
+import { EncoderModel } from "../encode/model.js";
+import { AbortError, ArgumentError, DisposedError, invalidArgument, ModelFormatError } from "../errors.js";
 import type { CompiledGraph } from "../graph/compile.js";
 import { describeDecoder } from "../models/architectures.js";
-import type { DecoderConfig } from "../models/config.js";
+import type { DecoderConfig, DecoderDescription } from "../models/config.js";
 import { DecoderGraphs, loadDecoder, type Decoder } from "../models/decoder.js";
+import type { EncoderDescription } from "../models/encoder-config.js";
+import { loadEncoder } from "../models/encoder-weights.js";
+import { EncoderGraphs } from "../models/encoder.js";
+import { describeEncoder, encoderArchitecture } from "../models/encoders.js";
 import { locateModel } from "../models/fetch.js";
 import { GraphCache } from "../models/graph-cache.js";
 import type { ModelFile } from "../models/file.js";
 import { openModel } from "../models/open.js";
-import { WeightLoader } from "../models/weights.js";
+import { WeightLoader, type WeightType } from "../models/weights.js";
 import { callNative, dtypeCode, native, type NativeHandle } from "../native.js";
 import { threadCount } from "../schedule.js";
 import { Slicer } from "../slice.js";
@@ -45,6 +50,10 @@ export interface LoadOptions {
   readonly cacheBytes?: number | undefined;
   /** Never use the network. */
   readonly offline?: boolean | undefined;
+  /** What the model has to be: an ArgumentError tells where it is the other. */
+  readonly kind?: "language" | "encoder" | undefined;
+  /** How an encoder keeps its weights: "f32", "bf16" (half the memory) or "int8" (integer arithmetic); model.weights tells what rounding lost. Default "f32". */
+  readonly weights?: WeightType | undefined;
 }
 
 /** The graphs of a language model. */
@@ -72,6 +81,7 @@ class ModelGraphs extends GraphCache {
 
 /** A decoder language model in memory: weights, tokenizer, compiled graphs. Made by loadModel(). */
 export class LanguageModel implements Disposable {
+  readonly kind = "language";
   readonly name: string;
   readonly path: string;
   readonly format: "gguf" | "safetensors";
@@ -257,7 +267,9 @@ function checkLoadOptions(options: LoadOptions): void {
   checkSignal("options.signal", options.signal);
   checkCallback("options.onProgress", options.onProgress);
   threadCount(options.threads);
-  const { cacheType, contextLength, cacheBytes } = options;
+  const { cacheType, contextLength, cacheBytes, kind, weights } = options;
+  if (kind !== undefined && kind !== "language" && kind !== "encoder") throw invalidArgument("options.kind", "'language' or 'encoder'", kind);
+  if (weights !== undefined && weights !== "f32" && weights !== "bf16" && weights !== "int8") throw invalidArgument("options.weights", "'f32', 'bf16' or 'int8'", weights);
   if (cacheType !== undefined && !Object.hasOwn(cacheTypes, cacheType)) throw invalidArgument("options.cacheType", "'f32', 'f16', 'bf16', 'int8' or 'int4'", cacheType);
   if (contextLength !== undefined && (!Number.isSafeInteger(contextLength) || contextLength < 1)) throw invalidArgument("options.contextLength", "a positive integer", contextLength);
   if (cacheBytes !== undefined && (!Number.isSafeInteger(cacheBytes) || cacheBytes < 1)) throw invalidArgument("options.cacheBytes", "a positive integer", cacheBytes);
@@ -265,11 +277,14 @@ function checkLoadOptions(options: LoadOptions): void {
 
 /**
  * Loads a model from a GGUF file, a safetensors file or folder, or by a known name such as "smollm2-135m-instruct", which
- * is looked for in TOKENLOOM_MODELS and the user's cache folder and fetched if it is in neither. Weights are repacked for
- * this machine's instruction set off the event loop. Throws ModelFormatError for files that break their format, lack
- * tensors or have an unknown architecture.
+ * is looked for in TOKENLOOM_MODELS and the user's cache folder and fetched if it is in neither. What comes is a LanguageModel, or an
+ * EncoderModel for BERT, ViT, DINOv2, CLIP, SigLIP and their kin; `kind` tells which, and `options.kind` asks for one. Weights are repacked
+ * for this machine's instruction set off the event loop. Throws ModelFormatError for files that break their format, lack tensors or
+ * have an unknown architecture.
  */
-export async function loadModel(nameOrPath: string, options: LoadOptions = {}): Promise<LanguageModel> {
+export function loadModel(nameOrPath: string, options: LoadOptions & { readonly kind: "encoder" }): Promise<EncoderModel>;
+export function loadModel<Model extends LanguageModel | EncoderModel = LanguageModel>(nameOrPath: string, options?: LoadOptions): Promise<Model>;
+export async function loadModel(nameOrPath: string, options: LoadOptions = {}): Promise<LanguageModel | EncoderModel> {
   if (typeof nameOrPath !== "string" || nameOrPath === "") throw invalidArgument("nameOrPath", "a path or a known model name", nameOrPath);
   checkLoadOptions(options);
   const { signal, onProgress } = options;
@@ -282,27 +297,51 @@ export async function loadModel(nameOrPath: string, options: LoadOptions = {}): 
   const file = await openModel(path, { signal });
   const slicer = new Slicer(signal);
   await slicer.pause();
-  const description = describeDecoder(file);
+  const encoder = encoderArchitecture(file), kind = encoder ? "encoder" : "language";
+  if (options.kind !== undefined && options.kind !== kind) throw new ArgumentError("options.kind", `Expected ${options.kind === "encoder" ? "an encoder" : "a language model"} but ${path} is ${encoder ? "an encoder" : "a language model"}`);
+  const description = encoder ? await describeEncoder(encoder, file, slicer) : describeDecoder(file);
   const total = [...file.tensors.values()].reduce((sum, tensor) => sum + tensor.byteLength, 0);
   await slicer.pause();
-  const loader = new WeightLoader(file, { signal, threads: options.threads, onBytes: (loaded) => onProgress?.({ stage: "weights", loaded: Math.min(loaded, total), total }) });
+  const loader = new WeightLoader(file, { signal, threads: options.threads, weightType: options.weights, onBytes: (loaded) => onProgress?.({ stage: "weights", loaded: Math.min(loaded, total), total }) });
   try {
-    // The tokenizer is made of JavaScript in small slices, on the event loop's core, while the others pack weights.
-    onProgress?.({ stage: "tokenizer", loaded: 0, total: 0 });
-    loader.leaveCore = true;
-    await slicer.pause();
-    const made = createTokenizer(file, { signal }).finally(() => (loader.leaveCore = false));
-    const [decoder, tokenizer, template] = await allSettled(loadDecoder(description, loader, new Slicer(signal)), made, chatTemplateOf(file));
-    loader.finish();
-    const contextLength = Math.min(options.contextLength ?? Infinity, description.config.contextLength);
-    const graphs = new ModelGraphs(new DecoderGraphs(decoder, contextLength));
-    // So that the first token does not wait for them; one after the other, or their slices would add up.
-    await graphs.generate();
-    await graphs.prefill();
-    return new LanguageModel({ file, decoder, loader, tokenizer, template, contextLength, graphs, loadMs: performance.now() - started, options });
+    const parts = { file, loader, options, started };
+    return await ("names" in description ? finishEncoder(description, parts) : finishLanguageModel(description, parts));
   } catch (error) {
     loader.release();
     throw error;
   }
 }
 
+interface LoadParts {
+  readonly file: ModelFile;
+  readonly loader: WeightLoader;
+  readonly options: LoadOptions;
+  readonly started: number;
+}
+
+/** The tokenizer is made of JavaScript in small slices, on the event loop's core, while the others pack weights. */
+async function tokenizerBeside({ file, loader, options: { signal, onProgress } }: LoadParts): Promise<Tokenizer> {
+  onProgress?.({ stage: "tokenizer", loaded: 0, total: 0 });
+  loader.leaveCore = true;
+  await new Slicer(signal).pause();
+  return createTokenizer(file, { signal }).finally(() => (loader.leaveCore = false));
+}
+
+async function finishEncoder(description: EncoderDescription, parts: LoadParts): Promise<EncoderModel> {
+  const { file, loader, options, started } = parts, made = description.config.image ? Promise.resolve(undefined) : tokenizerBeside(parts);
+  const [encoder, tokenizer] = await allSettled(loadEncoder(description, loader), made);
+  loader.finish();
+  return new EncoderModel({ file, config: description.config, build: new EncoderGraphs(encoder), loader, tokenizer, loadMs: performance.now() - started, threads: options.threads });
+}
+
+async function finishLanguageModel(description: DecoderDescription, parts: LoadParts): Promise<LanguageModel> {
+  const { file, loader, options, started } = parts, made = tokenizerBeside(parts);
+  const [decoder, tokenizer, template] = await allSettled(loadDecoder(description, loader, new Slicer(options.signal)), made, chatTemplateOf(file));
+  loader.finish();
+  const contextLength = Math.min(options.contextLength ?? Infinity, description.config.contextLength);
+  const graphs = new ModelGraphs(new DecoderGraphs(decoder, contextLength));
+  // So that the first token does not wait for them; one after the other, or their slices would add up.
+  await graphs.generate();
+  await graphs.prefill();
+  return new LanguageModel({ file, decoder, loader, tokenizer, template, contextLength, graphs, loadMs: performance.now() - started, options });
+}

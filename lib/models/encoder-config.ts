@@ -124,7 +124,7 @@ export interface BesideFiles {
   readonly preprocessor: Readonly<Record<string, unknown>>;
   /** 1_Pooling/config.json of sentence-transformers. */
   readonly pooling: Readonly<Record<string, unknown>> | undefined;
-  /** modules.json of sentence-transformers names a Normalize step; undefined: there is no such file. */
+  /** sentence-transformers' last step divides by the norm; undefined: the model is none of theirs. */
   readonly normalize: boolean | undefined;
   /** sentence_bert_config.json. */
   readonly maxSequenceLength: number | undefined;

@@ -1,11 +1,11 @@
 import type { CompiledGraph } from "../graph/compile.js";
 
-/** The graphs of a model, each compiled at first use. Beyond `most` those go that were not used for longest. */
+/** The graphs of a model, each compiled at first use. Beyond `limit` those go that were not used for longest. */
 export class GraphCache {
   private readonly made = new Map<string, Promise<CompiledGraph>>();
   private disposed = false;
 
-  constructor(private readonly most = Infinity) {}
+  constructor(private readonly limit = Infinity) {}
 
   protected once(key: string, make: () => Promise<CompiledGraph>): Promise<CompiledGraph> {
     let graph = this.made.get(key);
@@ -16,7 +16,7 @@ export class GraphCache {
       graph.then((compiled) => this.disposed && compiled.dispose(), () => this.made.delete(key));
     }
     this.made.set(key, graph);
-    if (this.made.size > this.most) {
+    if (this.made.size > this.limit) {
       const [oldest] = this.made.keys();
       this.free(this.made.get(oldest!)!);
       this.made.delete(oldest!);

@@ -35,10 +35,10 @@ export async function openSafetensors(path: string, options: { signal?: AbortSig
   const slicer = new Slicer(options.signal);
   const file = await mainFile(path);
   const tensors = new Map<string, TensorEntry>();
-  const skipped = new Map<string, string>();
+  const skipped = new Map<string, string>(), notes = new Map<string, string>();
   if (file.endsWith(".json")) await readShards(file, tensors, skipped, slicer);
-  else await readShard(file, tensors, skipped, slicer);
-  return { format: "safetensors", path: file, tensors, metadata: await readConfig(dirname(file), slicer), skipped };
+  else await readShard(file, tensors, skipped, slicer, notes);
+  return { format: "safetensors", path: file, tensors, metadata: await readConfig(dirname(file), slicer, notes, file), skipped };
 }
 
 /** The weights (or their index) in a folder; the path itself where it is a file. */
@@ -53,10 +53,15 @@ async function mainFile(path: string): Promise<string> {
   throw new ModelFormatError("Expected model.safetensors or model.safetensors.index.json in the folder", { file: path });
 }
 
-async function readConfig(folder: string, slicer: Slicer): Promise<JsonMetadata> {
-  const file = join(folder, "config.json");
-  const config = (await exists(file)) ? await readJsonObject(file, slicer) : new Map<string, JsonValue>();
-  return new JsonMetadata(toPlain(config) as Record<string, unknown>, file);
+/** config.json; a single file may carry its own in `__metadata__` instead: `config`, and `architecture` for the model_type. */
+async function readConfig(folder: string, slicer: Slicer, notes: ReadonlyMap<string, string>, weights: string): Promise<JsonMetadata> {
+  const file = join(folder, "config.json"), config = notes.get("config"), architecture = notes.get("architecture");
+  if (config !== undefined && architecture !== undefined) {
+    const own = await parseJson(Buffer.from(config), { file: weights, slicer });
+    if (!(own instanceof Map)) throw new ModelFormatError("Expected a JSON object for config in __metadata__", { file: weights });
+    return new JsonMetadata(toPlain(new Map([["model_type", architecture], ...own])) as Record<string, unknown>, weights);
+  }
+  return new JsonMetadata(toPlain((await exists(file)) ? await readJsonObject(file, slicer) : new Map<string, JsonValue>()) as Record<string, unknown>, file);
 }
 
 /** Parses a JSON file whose top level is an object; `tables` as in JsonOptions. Throws ModelFormatError. */
@@ -112,7 +117,7 @@ async function shardPath(folder: string, root: string, shard: string, index: str
   return file;
 }
 
-async function readShard(file: string, tensors: Map<string, TensorEntry>, skipped: Map<string, string>, slicer: Slicer): Promise<void> {
+async function readShard(file: string, tensors: Map<string, TensorEntry>, skipped: Map<string, string>, slicer: Slicer, notes = new Map<string, string>()): Promise<void> {
   if (!(await stat(file)).isFile()) throw new ModelFormatError("Expected a safetensors file but this is no regular file", { file });
   const handle = await open(file, "r");
   try {
@@ -132,7 +137,7 @@ async function readShard(file: string, tensors: Map<string, TensorEntry>, skippe
     }
     if (header[0] !== 0x7b) throw new ModelFormatError("Expected a header that begins with {", { offset: 8, file });
     const parsed = await parseJson(header, { file, slicer, offset: 8, safeIntegers: true });
-    await addTensors(parsed as JsonObject, file, 8 + header.length, size, tensors, skipped, slicer);
+    await addTensors(parsed as JsonObject, file, 8 + header.length, size, tensors, skipped, slicer, notes);
   } finally {
     await handle.close();
   }
@@ -144,12 +149,12 @@ interface Range {
   readonly end: number;
 }
 
-async function addTensors(header: JsonObject, file: string, start: number, size: number, tensors: Map<string, TensorEntry>, skipped: Map<string, string>, slicer: Slicer): Promise<void> {
+async function addTensors(header: JsonObject, file: string, start: number, size: number, tensors: Map<string, TensorEntry>, skipped: Map<string, string>, slicer: Slicer, notes: Map<string, string>): Promise<void> {
   const ranges: Range[] = [];
   for (const [name, value] of header) {
     if (slicer.due) await slicer.pause();
     if (name === "__metadata__") {
-      checkStrings(value, file);
+      for (const [note, text] of checkStrings(value, file)) notes.set(note, text);
       continue;
     }
     const { range, dtype, shape } = parseTensor(name, value, file);
@@ -162,10 +167,11 @@ async function addTensors(header: JsonObject, file: string, start: number, size:
   checkTiling(ranges, size - start, file);
 }
 
-function checkStrings(value: JsonValue, file: string): void {
+function checkStrings(value: JsonValue, file: string): ReadonlyMap<string, string> {
   if (!(value instanceof Map) || ![...value.values()].every((entry) => typeof entry === "string")) {
     throw new ModelFormatError("Expected an object of strings for __metadata__", { file });
   }
+  return value as ReadonlyMap<string, string>;
 }
 
 function parseTensor(name: string, value: JsonValue, file: string): { range: Range; dtype: string; shape: number[] } {
