@@ -1,56 +1,14 @@
 import { invalidArgument } from "../errors.js";
-import { evaluate, expectTensor } from "../graph/evaluate.js";
+import { expectTensor } from "../graph/evaluate.js";
 import type { Value } from "../graph/value.js";
 import type { RunOptions } from "../schedule.js";
-import { Tensor } from "../tensor.js";
+import type { Tensor } from "../tensor.js";
 import * as relatives from "./attention-relatives.js";
 import { attention as attentionGraph, type AttentionOptions, type AttentionOutputs } from "./attention.js";
 import * as norms from "./norm.js";
 import { rope as ropeGraph, ropeFrequencies, ropeTable, type RopeConfig, type RopeScaling } from "./rope.js";
+import { run, type Results } from "./run.js";
 import { softmax as softmaxGraph } from "./softmax.js";
-
-/** Tensors that an op returned. `using` frees them all; they can also be disposed of one by one. */
-export type Results<Name extends string> = Readonly<Record<Name, Tensor<"f32">>> & Disposable;
-
-function results<Name extends string>(tensors: Record<Name, Tensor>): Results<Name> {
-  return Object.assign(tensors as Record<Name, Tensor<"f32">>, {
-    [Symbol.dispose]() {
-      for (const tensor of Object.values<Tensor>(tensors)) tensor.dispose();
-    },
-  });
-}
-
-/** Replaces each tensor within options by what `replace` makes of it; everything else stays. */
-function mapTensors(options: unknown, path: string, replace: (tensor: Tensor, path: string) => unknown): unknown {
-  if (options instanceof Tensor) return replace(options, path);
-  if (typeof options !== "object" || options === null || options instanceof AbortSignal) return options;
-  return Object.fromEntries(Object.entries(options).map(([key, value]) => [key, mapTensors(value, path === "" ? key : `${path}.${key}`, replace)]));
-}
-
-/**
- * The form of a graph op that takes tensors and returns tensors: `required` operands, then options which may hold more
- * tensors. Runs off the event loop; `signal` and `threads` are among the options.
- */
-async function run<Name extends string>(
-  op: string,
-  required: Readonly<Record<string, unknown>>,
-  options: object,
-  build: (operands: Record<string, Value>, options: object) => Record<Name, Value>,
-): Promise<Results<Name>> {
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object", options);
-  const { signal, threads, ...rest } = options as RunOptions;
-  const inputs: Record<string, Tensor> = {};
-  for (const [name, value] of Object.entries(required)) inputs[name] = expectTensor(name, value);
-  const shape = mapTensors(rest, "", (tensor, path) => {
-    inputs[path] = expectTensor(path, tensor);
-    return `tensor ${path}`;
-  });
-  const made = await evaluate(op, inputs, JSON.stringify(shape), (values) => {
-    const operands = mapTensors(rest, "", (_, path) => values[path]) as object;
-    return build(values, operands);
-  }, { signal, threads });
-  return results(made);
-}
 
 /** What `attention` returns: `out`, and what the options asked for. */
 export type AttentionTensors<Options> = Disposable & { readonly out: Tensor<"f32"> } & (Options extends { returnLse: true } | { columnSums: true | object } ? { readonly logSumExp: Tensor<"f32"> } : unknown) &
@@ -149,9 +107,9 @@ export const layerNorm = (x: Tensor<"f32">, weight: Tensor<"f32">, options: { re
 export const softmax = (x: Tensor<"f32">, options: { readonly scale?: number } & RunOptions = {}): Promise<Results<"out">> =>
   run("softmax", { x: expectTensor("x", x, "f32") }, options, (v, o) => ({ out: softmaxGraph(v["x"]!, o) }));
 
+export type { Results } from "./run.js";
 export { blockRelevance, keepTop, landmarkBlocks, mergeEvicted, poolScores, quantizeRows, type BlockRelevanceOptions, type KeepTopOptions, type Quantized } from "./cache-eager.js";
 export { expandTree, recycleUpdate, treeMask, verifySampling, verifyTree, type VerifyTreeOptions } from "./draft-eager.js";
 export {
-  adaptivePoolGrid, bipartiteMatch, closestRows, convolve, cosineMatrix, densityPeaks, entropy, farthestRows, patchEntropy, proportionalAttention, resizeBilinear, rowProducts, segmentPool, unmerge,
-  type BipartiteMatchOptions, type EntropyOptions, type FarthestOptions, type RowProductsOptions, type SegmentPoolOptions,
+  adaptivePoolGrid, bipartiteMatch, closestRows, convolve, cosineMatrix, densityPeaks, entropy, farthestRows, patchEntropy, proportionalAttention, resizeBilinear, rowProducts, segmentPool, uniqueRows, unmerge,
 } from "./reduce-eager.js";

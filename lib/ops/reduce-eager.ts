@@ -61,18 +61,6 @@ export function padded<T extends "f32" | "i32">(rows: Tensor<T>, bounds: Int32Ar
   return tensor(data, shape) as unknown as Tensor<T>;
 }
 
-/** Indices of the marked tokens of each sequence u8 `[batch, tokens]`, padded with −1. */
-export function markedIndices(kept: Mask): { readonly index: Int; readonly counts: Int32Array } {
-  const [batch, tokens] = kept.shape as [number, number], lists = Array.from({ length: batch }, (_, b) => {
-    const list: number[] = [];
-    for (let i = 0; i < tokens; i++) if (kept.data[b * tokens + i]) list.push(i);
-    return list;
-  });
-  const longest = Math.max(0, ...lists.map((list) => list.length)), data = new Int32Array(batch * longest).fill(-1);
-  lists.forEach((list, b) => data.set(list, b * longest));
-  return { index: tensor(data, [batch, longest]), counts: Int32Array.from(lists, (list) => list.length) };
-}
-
 export interface RowProductsOptions extends RunOptions {
   /** cos(xᵢ, yⱼ), 0 where either is zero. */
   readonly cosine?: boolean;
@@ -192,6 +180,13 @@ export async function densityPeaks(x: Float, options: { readonly k?: number } & 
   const [batch, tokens, width] = shaped("x", x, "f32", null, null, null).shape as [number, number, number], k = integer("options.k", options.k ?? 5, 1);
   const made = await evaluate("densityPeaks", { x }, String(k), (v, graph) => graphs.densityPeaks(viewAs(v["x"]!, [batch * tokens, width]), evenBounds(graph, batch, tokens), { k: Math.min(k, Math.max(1, tokens)) }) as unknown as Record<string, Value>, runOptions(options));
   return { density: reshaped(made["density"]!, [batch, tokens]), score: reshaped(made["score"]!, [batch, tokens]) };
+}
+
+/** Rows of x f32 `[batch, tokens, width]` whose cosine with no earlier unique row is above the threshold: unique u8 `[batch, tokens]`, counts i32 `[batch]`. */
+export async function uniqueRows(x: Float, options: { readonly threshold: number } & RunOptions): Promise<{ readonly unique: Mask; readonly counts: Int }> {
+  const [batch, tokens, width] = shaped("x", x, "f32", null, null, null).shape as [number, number, number], threshold = number("options.threshold", options?.threshold, -1, 1);
+  const made = await evaluate("uniqueRows", { x }, "", (v, graph) => graphs.uniqueRows(viewAs(v["x"]!, [batch * tokens, width]), evenBounds(graph, batch, tokens), graph.scalar("threshold")) as unknown as Record<string, Value>, runOptions(options), { threshold });
+  return { unique: reshaped(made["unique"]!, [batch, tokens]), counts: made["counts"] as Int };
 }
 
 export interface SegmentPoolOptions extends RunOptions {

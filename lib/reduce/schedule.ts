@@ -77,14 +77,13 @@ export interface Keeping {
   readonly key: string;
 }
 
-const rounders = {
-  truncate: Math.trunc,
-  up: Math.ceil,
-  even(x: number): number {
-    const whole = Math.floor(x), part = x - whole;
-    return whole + (part > 0.5 || (part === 0.5 && whole % 2 !== 0) ? 1 : 0);
-  },
-};
+/** The nearest integer, halves to the even one. */
+export function roundEven(x: number): number {
+  const whole = Math.floor(x), part = x - whole;
+  return whole + (part > 0.5 || (part === 0.5 && whole % 2 !== 0) ? 1 : 0);
+}
+
+const rounders = { truncate: Math.trunc, up: Math.ceil, even: roundEven };
 
 /** Reads keep or keepRate; shares are rounded as the paper does. */
 export function keeping(options: KeepOptions, rounding: "truncate" | "even" | "up"): Keeping {
