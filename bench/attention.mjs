@@ -3,38 +3,18 @@
 // TOKENLOOM_PYTHON names a Python with torch (default python3); without one the peer's columns are left out with a reason.
 // Prints GFLOP/s and the fraction of this machine's multiply-add peak, or GB/s and the fraction of its read bandwidth, both
 // measured in the same run, and writes bench/results/attention.json.
-import { spawn } from "node:child_process";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { cpus } from "node:os";
 import { dirname, join } from "node:path";
-import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { memory, ops, systemInfo, tensor } from "tokenloom";
 import { machineLimits } from "./limits.mjs";
+import { Torch } from "./torch.mjs";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const { values: flags } = parseArgs({ options: { runs: { type: "string", default: "7" }, threads: { type: "string", default: String(systemInfo().cores) }, only: { type: "string", default: "prefill,decode,tree,variants" } } });
 const runs = Number(flags.runs), threads = Number(flags.threads);
-
-class Torch {
-  static async start() {
-    const child = spawn(process.env.TOKENLOOM_PYTHON ?? "python3", [join(here, "peers", "attention.py")], { stdio: ["pipe", "pipe", "ignore"] });
-    const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
-    child.on("error", () => undefined);
-    child.stdin.on("error", () => undefined);
-    const first = await lines.next();
-    if (first.done) return { missing: "no Python with torch (set TOKENLOOM_PYTHON)" };
-    return Object.assign(new Torch(), { child, lines, version: JSON.parse(first.value).version });
-  }
-  async seconds(shape) {
-    this.child.stdin.write(`${JSON.stringify(shape)}\n`);
-    return JSON.parse((await this.lines.next()).value).seconds;
-  }
-  stop() {
-    this.child?.stdin.end();
-  }
-}
 
 function random(length, seed) {
   let state = seed >>> 0;
@@ -87,7 +67,7 @@ function row(title, figures) {
   console.log(`| ${title} | ${figures.rate} | ${figures.ofLimit ?? ""} | ${figures.peer ?? ""} | ${figures.ratio ?? ""} |`);
 }
 
-const torch = await Torch.start();
+const torch = await Torch.start("attention.py");
 const { flops, bandwidth } = machineLimits(threads), peak = flops && flops * threads;
 console.log(`${cpus()[0].model}, ${threads} threads, ${systemInfo().isa}; peak ${peak ? `${(peak / 1e9).toFixed(0)} GFLOP/s f32` : "unknown"}, read ${bandwidth ? `${(bandwidth / 1e9).toFixed(1)} GB/s` : "unknown"}; PyTorch ${torch.version ?? `left out: ${torch.missing}`}`);
 console.log("\n| case | tokenloom | of the limit | PyTorch | ratio |\n|---|---|---|---|---|");
