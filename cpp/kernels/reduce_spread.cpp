@@ -13,35 +13,28 @@
 namespace tl::TL_TARGET {
 namespace {
 
-constexpr int kCentres = 4;               // centres that a pair of tokens meets at once
+constexpr int kTokens = 3, kCentres = 4;  // tokens that meet so many centres at once: their sums fill the registers
 constexpr int64_t kMostBatch = 192;       // tokens brought up to date together
 constexpr int64_t kFewBatch = 64;
-constexpr int64_t kMostPending = 128;     // centres a token meets at a time: its bound may fall enough before the last
+constexpr int64_t kMostPending = 64;      // centres a token meets at a time: its bound may fall enough before the last
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// sums[i][j] of the terms of two tokens and four centres: lanes are columns, in ascending order.
-template <typename Term> TL_NOINLINE void pairSums(const float* const (&token)[2], const float* const (&centre)[kCentres], int64_t columns, float (&sums)[2][kCentres]) {
-  F32 sum[2][kCentres];
-  for (auto& row : sum) for (F32& one : row) one = zero();
+// sums[i][j] of the terms of some tokens and centres: lanes are columns, in ascending order.
+template <typename Term> TL_NOINLINE void addTerms(const float* const (&token)[kTokens], const float* const (&centre)[kCentres], int64_t columns, float (&sums)[kTokens][kCentres]) {
+  F32 sum[kTokens][kCentres];
+  TL_UNROLL for (int i = 0; i < kTokens; ++i) TL_UNROLL for (int j = 0; j < kCentres; ++j) sum[i][j] = zero();
+  const auto step = [&](auto&& get) __attribute__((always_inline)) {
+    F32 own[kTokens];
+    TL_UNROLL for (int i = 0; i < kTokens; ++i) own[i] = get(token[i]);
+    TL_UNROLL for (int j = 0; j < kCentres; ++j) {
+      const F32 c = get(centre[j]);
+      TL_UNROLL for (int i = 0; i < kTokens; ++i) sum[i][j] = Term::add(sum[i][j], own[i], c);
+    }
+  };
   int64_t column = 0;
-  for (; column + kLanes <= columns; column += kLanes) {
-    const F32 first = load(token[0] + column), second = load(token[1] + column);
-    TL_UNROLL for (int j = 0; j < kCentres; ++j) {
-      const F32 c = load(centre[j] + column);
-      sum[0][j] = Term::add(sum[0][j], first, c);
-      sum[1][j] = Term::add(sum[1][j], second, c);
-    }
-  }
-  if (column < columns) {
-    const int left = int(columns - column);
-    const F32 first = loadPart(token[0] + column, left), second = loadPart(token[1] + column, left);
-    TL_UNROLL for (int j = 0; j < kCentres; ++j) {
-      const F32 c = loadPart(centre[j] + column, left);
-      sum[0][j] = Term::add(sum[0][j], first, c);
-      sum[1][j] = Term::add(sum[1][j], second, c);
-    }
-  }
-  for (int i = 0; i < 2; ++i) for (int j = 0; j < kCentres; ++j) sums[i][j] = sumLanes(sum[i][j]);
+  for (; column + kLanes <= columns; column += kLanes) step([&](const float* row) __attribute__((always_inline)) { return load(row + column); });
+  if (column < columns) step([&](const float* row) __attribute__((always_inline)) { return loadPart(row + column, int(columns - column)); });
+  for (int i = 0; i < kTokens; ++i) for (int j = 0; j < kCentres; ++j) sums[i][j] = sumLanes(sum[i][j]);
 }
 
 // One sequence. Distances are squares where the nearest one counts and the metric is Euclidean.
@@ -58,18 +51,17 @@ struct Spread {
 
   const float* row(int64_t i) const { return rows + i * stride; }
 
-  // Tokens a and b meet centres [from, to).
-  void meet(int32_t a, int32_t b, int64_t from, int64_t to) const {
-    const float* const pair[2] = {row(a), row(b)};
+  // Some tokens, the last of them repeated where they are fewer, meet centres [from, to).
+  void meet(const int32_t (&token)[kTokens], int64_t from, int64_t to) const {
+    const float* own[kTokens];
+    for (int i = 0; i < kTokens; ++i) own[i] = row(token[i]);
     for (int64_t first = from; first < to; first += kCentres) {
       const float* centre[kCentres];
       for (int j = 0; j < kCentres; ++j) centre[j] = row(centres[std::min(first + j, to - 1)]);
-      float sums[2][kCentres];
-      euclidean ? pairSums<SquaredDifference>(pair, centre, columns, sums) : pairSums<Dot>(pair, centre, columns, sums);
-      for (int64_t j = 0; j < std::min<int64_t>(kCentres, to - first); ++j) {
-        add(a, centres[first + j], sums[0][j]);
-        if (b != a) add(b, centres[first + j], sums[1][j]);
-      }
+      float sums[kTokens][kCentres];
+      euclidean ? addTerms<SquaredDifference>(own, centre, columns, sums) : addTerms<Dot>(own, centre, columns, sums);
+      for (int i = 0; i < kTokens && (i == 0 || token[i] != token[i - 1]); ++i)
+        for (int64_t j = 0; j < std::min<int64_t>(kCentres, to - first); ++j) add(token[i], centres[first + j], sums[i][j]);
     }
   }
   void add(int32_t token, int32_t centre, float terms) const {
@@ -83,16 +75,16 @@ struct Spread {
   void advance(int64_t count) const {
     const auto body = [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) {
-        const int32_t a = batch[2 * i], b = batch[std::min(2 * i + 1, count - 1)];
-        const int64_t from = std::min(met[a], met[b]);
-        const int64_t to = sum ? centreCount : std::min(centreCount, std::max<int64_t>(std::max(met[a], met[b]), from + kMostPending));
-        meet(a, b, from, to);
-        met[a] = met[b] = int32_t(to);
+        int32_t token[kTokens];
+        for (int64_t j = 0; j < kTokens; ++j) token[j] = batch[std::min(kTokens * i + j, count - 1)];
+        const int64_t from = met[token[0]], to = sum ? centreCount : std::min(centreCount, from + kMostPending);  // those that met the fewest come first
+        meet(token, from, to);
+        for (const int32_t one : token) met[one] = std::max(met[one], int32_t(to));
       }
     };
-    const int64_t pairs = ceilDiv(count, 2);
-    if (helpers) helpers->pool.parallelFor(pairs, std::max<int64_t>(1, std::min<int64_t>(8, pairs / 4)), body);
-    else body(0, pairs, 0);
+    const int64_t groups = ceilDiv(count, kTokens);
+    if (helpers) helpers->pool.parallelFor(groups, std::max<int64_t>(1, std::min<int64_t>(4, groups / 4)), body);
+    else body(0, groups, 0);
   }
 
   // The first token of the largest distance; −1 where none is left. Those whose distance is no number come last.
@@ -126,6 +118,7 @@ struct Spread {
         }
       }
       if (bound != kInfinity) reach = count >= kMostBatch ? reach * 0.75f : count < kFewBatch ? std::min(reach * 1.5f + 1e-6f, 1.0f) : reach;
+      std::sort(batch, batch + count, [&](int32_t a, int32_t b) { return met[a] != met[b] ? met[a] < met[b] : a < b; });  // neighbours meet the same centres
       advance(count);
     }
   }
@@ -237,11 +230,11 @@ Status uniqueRows(const UniqueRowsArgs& args, Context& context) {
         writeUnit(x.row(i), own, x.width);
         bool resembles = false;
         for (int64_t first = 0; first < count && !resembles; first += kCentres) {
-          const float* const token[2] = {own, own};
+          const float* const token[kTokens] = {own, own, own};
           const float* other[kCentres];
           for (int j = 0; j < kCentres; ++j) other[j] = unit + list[std::min(first + j, count - 1)] * x.width;
-          float sums[2][kCentres];
-          pairSums<Dot>(token, other, x.width, sums);
+          float sums[kTokens][kCentres];
+          addTerms<Dot>(token, other, x.width, sums);
           for (const float cosine : sums[0]) resembles |= cosine > threshold;
         }
         if (resembles) continue;
