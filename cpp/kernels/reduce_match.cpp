@@ -305,7 +305,7 @@ struct Matching {
     const int64_t begin = sequences.begin(s), length = sequences.length(s), from = sources(s), to = length - from;
     const int32_t *source = members + begin, *destination = source + from;
     const int64_t spared = int64_t(classToken) + int64_t(distillToken), most = destinations ? from : std::max<int64_t>(0, (length - spared) / 2);
-    const int64_t count = to > int64_t(distillToken) ? std::clamp<int64_t>(int64_t(std::clamp(merge, 0.0, 0x1p40)), 0, most) : 0;
+    const int64_t count = to > 0 ? std::clamp<int64_t>(int64_t(std::clamp(merge, 0.0, 0x1p40)), 0, most) : 0;
     for (int64_t i = 0; i < from; ++i) {
       scores[i] = best[source[i]];
       merged[i] = classToken && source[i] == begin;  // takes no part
@@ -370,8 +370,8 @@ Status bipartiteMatch(const BipartiteMatchArgs& args, Context& context) {
   const bool squared = args.distance != 0;
   for (int64_t s = 0; s < of.sequences.count; ++s) {
     of.list(s);
-    const int64_t first = of.distillToken ? 1 : 0, from = of.sources(s);  // where nothing compares (NaN): the first one
-    for (int64_t i = 0; i < from && of.sequences.length(s) - from > first; ++i) of.partner[of.members[of.sequences.begin(s) + i]] = int32_t(first);
+    const int64_t from = of.sources(s), to = of.sequences.length(s) - from, first = of.distillToken && to > 1 ? 1 : 0;  // where nothing compares (NaN): the first one
+    for (int64_t i = 0; i < from && to > 0; ++i) of.partner[of.members[of.sequences.begin(s) + i]] = int32_t(first);
     if (5 * from > int64_t(kScratchBytes)) return shapeError(op, "metric", "has too many tokens in one sequence", int64_t(kScratchBytes) / 5, from);
   }
   MatchVisit visit{of, squared};
