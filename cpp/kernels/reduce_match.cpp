@@ -93,8 +93,19 @@ template <typename Term> void sweepBlock(const Sweep& sweep, const Pairs& pairs,
   }
 }
 
-// Packs the other sides (unless they are, see rowProducts) and sweeps. pairsAt(entry) gives one entry's rows.
-template <typename PairsAt> void sweepAll(Context& context, int64_t entries, PairsAt&& pairsAt, bool unit, bool squared, bool packed, const Sweep& sweep) {
+// One entry's rows. A reference to a function object: sweepAll exists once.
+class PairsAt {
+ public:
+  template <typename Function> PairsAt(const Function& function) : object_(&function), call_([](const void* object, int64_t entry) { return (*static_cast<const Function*>(object))(entry); }) {}
+  Pairs operator()(int64_t entry) const { return call_(object_, entry); }
+
+ private:
+  const void* object_;
+  Pairs (*call_)(const void*, int64_t);
+};
+
+// Packs the other sides (unless they are, see rowProducts) and sweeps.
+void sweepAll(Context& context, int64_t entries, const PairsAt& pairsAt, bool unit, bool squared, bool packed, const Sweep& sweep) {
   const int64_t fits = std::clamp<int64_t>(kBlockBytes / std::max<int64_t>(sweep.columns * 4, 1), kTileTokens, kMostBlockRows);
   int64_t most = 0, all = 0, groups = 0;
   for (int64_t entry = 0; entry < entries; ++entry) {
