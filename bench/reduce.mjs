@@ -1,7 +1,8 @@
 // npm run bench:reduce [-- --runs 7 --threads 2]
 // Choosing tokens beside PyTorch as papers publish it (peers/reduce.py), on the same tokens and threads, interleaved, best of `runs`: ToMe's
 // matching, DivPrune and k-centre. Both sides must choose the same tokens: what differs is counted. TOKENLOOM_PYTHON names a Python
-// with torch and numpy (default python3). Prints times, their ratio and the share of this machine's multiply-add peak, and writes
+// with torch and numpy (default python3). Prints times, their ratio, and the time that cores worked with
+// its share of a core's multiply-add peak (what others run beside it counts in the first, hardly in the second), and writes
 // bench/results/reduce.json.
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { cpus, tmpdir } from "node:os";
@@ -63,23 +64,26 @@ const folder = mkdtempSync(join(tmpdir(), "tokenloom-reduce-")), torch = await T
 try {
   const { flops } = machineLimits(threads), peak = flops && flops * threads;
   console.log(`${cpus()[0].model}, ${threads} threads, ${systemInfo().isa}; peak ${peak ? `${(peak / 1e9).toFixed(0)} GFLOP/s f32` : "unknown"}; PyTorch ${torch.version ?? `left out: ${torch.missing}`}`);
-  console.log("\n| what | tokens | data | tokenloom | of the peak | PyTorch | ratio | goal | choices that differ |\n|---|---|---|---|---|---|---|---|---|");
+  console.log("\n| what | tokens | data | tokenloom | core time | of a core's peak | PyTorch | ratio | goal | choices that differ |\n|---|---|---|---|---|---|---|---|---|---|");
   for (const one of cases) for (const kind of one.kinds) {
     const data = rows(one.tokens, one.width, kind), file = join(folder, `${kind}-${one.tokens}`), x = tensor(data, [1, one.tokens, one.width]);
     writeFileSync(file, data);
-    let mine = Infinity, peer = Infinity, differ;
-    const slow = one.tokens > 1000 && one.work !== "match", times = slow ? Math.min(runs, 3) : one.tokens > 1000 ? runs : 30 * runs;
+    let mine = Infinity, peer = Infinity, cores = Infinity, differ;
+    const slow = one.tokens > 1000 && one.work !== "match", times = slow ? Math.min(runs, 2) : one.tokens > 1000 ? runs : 30 * runs;
     for (let run = 0; run < times + 1; run++) {
-      const own = await ours(one, x);
-      if (run > 0) mine = Math.min(mine, own.seconds);
+      const before = process.cpuUsage(), own = await ours(one, x), used = process.cpuUsage(before);
+      if (run > 0) {
+        mine = Math.min(mine, own.seconds);
+        cores = Math.min(cores, (used.user + used.system) / 1e6);
+      }
       if (!torch.version) continue;
       const theirs = await torch.ask({ ...one, file, threads });
       peer = Math.min(peer, theirs.seconds);
       differ ??= differing(one.work, own.chosen, theirs.chosen);
     }
-    const ms = (seconds) => `${(seconds * 1e3).toFixed(seconds < 0.01 ? 3 : 1)} ms`, ratio = torch.version && peer / mine, share = one.flops && peak && one.flops / mine / peak;
-    results.push({ title: one.title, tokens: one.tokens, width: one.width, data: kind, seconds: mine, ofPeak: share, pytorchSeconds: torch.version ? peer : null, ratio, goal: one.goal, differ });
-    console.log(`| ${one.title} | ${one.tokens} × ${one.width} | ${kind} | ${ms(mine)} | ${share ? `${(100 * share).toFixed(0)} %` : ""} | ${torch.version ? ms(peer) : ""} | ${ratio ? `${ratio.toFixed(1)}×` : ""} | ≥ ${one.goal}× | ${differ ?? ""} |`);
+    const ms = (seconds) => `${(seconds * 1e3).toFixed(seconds < 0.01 ? 3 : 1)} ms`, ratio = torch.version && peer / mine, share = one.flops && flops && one.flops / cores / flops;
+    results.push({ title: one.title, tokens: one.tokens, width: one.width, data: kind, seconds: mine, coreSeconds: cores, ofPeak: share, pytorchSeconds: torch.version ? peer : null, ratio, goal: one.goal, differ });
+    console.log(`| ${one.title} | ${one.tokens} × ${one.width} | ${kind} | ${ms(mine)} | ${ms(cores)} | ${share ? `${(100 * share).toFixed(0)} %` : ""} | ${torch.version ? ms(peer) : ""} | ${ratio ? `${ratio.toFixed(1)}×` : ""} | ≥ ${one.goal}× | ${differ ?? ""} |`);
   }
   const to = join(dirname(fileURLToPath(import.meta.url)), "results");
   mkdirSync(to, { recursive: true });
