@@ -13,13 +13,16 @@ export interface Pixels {
 /** The path of a file, the bytes of one (JPEG, PNG, WebP, AVIF, TIFF, GIF), or pixels. */
 export type ImageInput = string | Uint8Array | Pixels;
 
-type Sharp = typeof import("sharp").default;
+interface Raw {
+  readonly raw: { readonly width: number; readonly height: number; readonly channels: 1 | 3 | 4 };
+}
+type Sharp = (input: string | Uint8Array, options?: Raw) => import("sharp").Sharp;
 
 let loading: Promise<Sharp> | undefined;
 
 /** Decoding and resizing is sharp's work. It is no dependency: who gives pixels of the right size needs none. */
 async function sharpLibrary(): Promise<Sharp> {
-  loading ??= import("sharp").then((library) => library.default);
+  loading ??= import("sharp").then((library) => library.default as unknown as Sharp);
   try {
     return await loading;
   } catch (cause) {

@@ -85,6 +85,8 @@ export interface PatchNames {
   readonly prefix: readonly { readonly tensor: string; readonly positioned: boolean }[];
   /** The position table's own grid. */
   readonly grid: readonly [height: number, width: number];
+  /** How the table is resized for another grid. */
+  readonly antialias: boolean;
   /** CLIP's norm before the first block. */
   readonly norm?: NormNames;
 }

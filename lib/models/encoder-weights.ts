@@ -88,14 +88,14 @@ class EncoderLoader {
   }
 
   async patches(names: PatchNames, { width, image }: EncoderConfig & { readonly image: ImageConfig }): Promise<NonNullable<Encoder["patches"]>> {
-    const { loader } = this, { projection, positions, prefix, grid, norm } = names;
+    const { loader } = this, { projection, positions, prefix, grid, norm, antialias } = names;
     const [kernel, bias, table, ...tokens] = await Promise.all([
       this.numbers(projection.weights), projection.biases && this.numbers(projection.biases), loader.numbers(positions), ...prefix.map(({ tensor }) => loader.numbers(tensor)),
     ]);
     const { weight, bias: shift } = pixelProjection(kernel, bias, width, image);
     const { height, width: across, patch } = image, patchRows = (height / patch) * (across / patch);
     const positioned = prefix.filter((part) => part.positioned).length;
-    const resized = resizeTable(table.subarray(positioned * width), width, grid, [height / patch, across / patch]);
+    const resized = resizeTable(table.subarray(positioned * width), width, grid, [height / patch, across / patch], antialias);
     const rows = new Float32Array((image.prefix + patchRows) * width);
     let at = 0, position = 0;
     prefix.forEach((part, i) => {

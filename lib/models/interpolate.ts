@@ -18,11 +18,26 @@ function axis(from: number, to: number, taps: number, kernel: (distance: number)
   return { taps, index, weights };
 }
 
+/** As PyTorch's antialias: where an axis shrinks, the filter grows with it; a = −0.5, weights add up to 1. */
+function smoothAxis(from: number, to: number): Axis {
+  const scale = from / to, spread = Math.max(scale, 1), taps = Math.ceil(2 * spread) * 2 + 1;
+  const index = new Int32Array(to * taps), weights = new Float64Array(to * taps);
+  for (let i = 0; i < to; i++) {
+    const centre = scale * (i + 0.5), first = Math.max(Math.trunc(centre - 2 * spread + 0.5), 0), last = Math.min(Math.trunc(centre + 2 * spread + 0.5), from);
+    let sum = 0;
+    for (let j = first; j < last; j++) {
+      index[i * taps + j - first] = j;
+      sum += weights[i * taps + j - first] = cubic(Math.abs(j - centre + 0.5) / spread, -0.5);
+    }
+    for (let k = 0; k < taps; k++) weights[i * taps + k]! /= sum;
+  }
+  return { taps, index, weights };
+}
+
 const linear = (x: number): number => Math.max(0, 1 - x);
 
-/** Keys' cubic convolution with a = −0.75. */
-function cubic(x: number): number {
-  const a = -0.75;
+/** Keys' cubic convolution. */
+function cubic(x: number, a = -0.75): number {
   if (x <= 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
   return x < 2 ? ((a * x - 5 * a) * x + 8 * a) * x - 4 * a : 0;
 }
@@ -58,9 +73,10 @@ export function bilinearTaps(from: Grid, to: Grid): Taps {
 }
 
 /** A table of a grid of rows for another grid, bicubic. */
-export function resizeTable(table: Float32Array, width: number, from: Grid, to: Grid): Float32Array {
+export function resizeTable(table: Float32Array, width: number, from: Grid, to: Grid, antialias: boolean): Float32Array {
   if (from[0] === to[0] && from[1] === to[1]) return table;
-  const { index, weights, taps } = product(axis(from[0], to[0], 4, cubic), axis(from[1], to[1], 4, cubic), from[1]);
+  const resized = (side: 0 | 1): Axis => (antialias ? smoothAxis(from[side], to[side]) : axis(from[side], to[side], 4, cubic));
+  const { index, weights, taps } = product(resized(0), resized(1), from[1]);
   const out = new Float32Array(to[0] * to[1] * width);
   for (let row = 0; row < to[0] * to[1]; row++) {
     for (let k = 0; k < taps; k++) {

@@ -48,7 +48,7 @@ class Tower {
     const side = Math.round(Math.sqrt(rows - prefix.filter(({ positioned }) => positioned).length));
     if (side < 1 || side * side + prefix.filter(({ positioned }) => positioned).length !== rows) throw fields.error(`a square grid in ${positions}`, `${rows} rows`);
     for (const { tensor } of prefix) tensors.floats(tensor, tensors.shape(tensor).length === 3 ? [1, tensors.shape(tensor)[1] ?? 0, width] : [width]);
-    return { patches: { projection: { weights: [`${projection}.weight`], ...bias }, positions, prefix, grid: [side, side] }, patch };
+    return { patches: { projection: { weights: [`${projection}.weight`], ...bias }, positions, prefix, grid: [side, side], antialias: this.fields.architecture === "dinov2_with_registers" }, patch };
   }
 
   /** Tokens before the patches, in order. */
