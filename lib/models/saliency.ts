@@ -1,7 +1,7 @@
 import type { Dim } from "../graph/dims.js";
 import type { Graph } from "../graph/graph.js";
 import type { Value } from "../graph/value.js";
-import { activation } from "../ops/activation.js";
+import { activation, convert } from "../ops/activation.js";
 import { gatherRows } from "../ops/embedding.js";
 import { interpolateRows } from "../ops/encoder.js";
 import { matmul } from "../ops/matmul.js";
@@ -71,7 +71,7 @@ async function loadStage(loader: WeightLoader, stage: number, from: number, to: 
 export async function loadSaliency(loader: WeightLoader, { channels }: SaliencyNames): Promise<SaliencyHead> {
   const stages: Stage[] = [];
   for (let stage = 1; stage < channels.length; stage++) stages.push(await loadStage(loader, stage, channels[stage - 1]!, channels[stage]!));
-  const weight = await loader.pack(await loader.numbers("decoder.final_conv.weight"), channels.at(-1)!);
+  const weight = await loader.pack(await loader.numbers("decoder.final_conv.weight"), channels.at(-1)!, { exact: true });
   return { stages, final: { weight, bias: await loader.vector("decoder.final_conv.bias") } };
 }
 
@@ -99,7 +99,7 @@ export function saliencyMap(graph: Graph, head: SaliencyHead, tokens: Value, ima
     const inputs = cellInputs(height, width, row);
     const gathered = gatherRows(x, graph.constant(`cells${number}`, "i32", inputs, [inputs.length]), images).joinRows(4);
     const bias = graph.shared(`saliency${number}.bias`, "f32", [stage.bias.length], stage.bias.handle);
-    x = matmul(gathered, graph.weight(`saliency${number}`, stage.weight), { bias, activation: "relu", name: `saliency${number}` }).splitRows(4);
+    x = matmul(stage.weight.quantized ? convert(gathered, "q8") : gathered, graph.weight(`saliency${number}`, stage.weight), { bias, activation: "relu", name: `saliency${number}` }).splitRows(4);
     const across = width + 1;
     [height, width] = [2 * height, 2 * width];
     row = (y, at) => (((y + 1) >> 1) * across + ((at + 1) >> 1)) * 4 + ((y + 1) & 1) * 2 + ((at + 1) & 1);

@@ -1,0 +1,18 @@
+// onnxruntime-node, from the folder TOKENLOOM_PEERS: messages { model, threads, feeds } in, { seconds } or { error } out.
+import { createRequire } from "node:module";
+import { join } from "node:path";
+
+const sessions = new Map();
+const ort = createRequire(join(process.env.TOKENLOOM_PEERS ?? process.cwd(), "package.json"))("onnxruntime-node");
+
+async function run({ model, threads, feeds }) {
+  const key = `${threads} ${model}`;
+  if (!sessions.has(key)) sessions.set(key, await ort.InferenceSession.create(model, { intraOpNumThreads: threads, interOpNumThreads: 1, graphOptimizationLevel: "all", logSeverityLevel: 3 }));
+  const tensors = Object.fromEntries(Object.entries(feeds).map(([name, { type, data, dims }]) => [name, new ort.Tensor(type, type === "int64" ? BigInt64Array.from(data, BigInt) : Float32Array.from(data), dims)]));
+  const began = performance.now();
+  await sessions.get(key).run(tensors);
+  return { seconds: (performance.now() - began) / 1e3 };
+}
+
+process.send({ version: createRequire(join(process.env.TOKENLOOM_PEERS ?? process.cwd(), "package.json"))("onnxruntime-node/package.json").version });
+process.on("message", (request) => void run(request).catch((error) => ({ error: error.message })).then((answer) => process.send(answer)));
