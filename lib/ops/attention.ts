@@ -224,8 +224,8 @@ export interface PackedAttentionOptions {
 }
 
 /**
- * Attention within each of several sequences that lie end to end, none padded: query f32 `[queries, heads, headDim]`, key and value
- * `[keys, heads, headDim]`, bounds i32 `[sequences + 1]` → f32 `[queries, heads, headDim]`. Counts may be symbolic.
+ * Attention within each of several sequences that lie end to end, none padded: query f32 `[queries, heads, headDim]`, key
+ * `[keys, heads, headDim]`, value `[keys, heads, valueDim]`, bounds i32 `[sequences + 1]` → f32 `[queries, heads, valueDim]`. Counts may be symbolic.
  */
 export function packedAttention(query: Value, key: Value, value: Value, bounds: Value, options: PackedAttentionOptions = {}): { readonly out: Value; readonly weights?: Value } {
   const op = "attention", { queryBounds = bounds, bias, lastWeights = false } = options, { graph } = query;
@@ -234,7 +234,7 @@ export function packedAttention(query: Value, key: Value, value: Value, bounds: 
   /** `[tokens, heads, dim]` as the kernel reads it: `[1, heads, tokens, dim]`. */
   const seen = ({ type, dims, storage, strides, offset }: Value): Value =>
     new Value(graph, type, [1, dims[1]!, dims[0]!, dims[2]!], storage, [0, strides[1]!, strides[0]!, strides[2]!], offset);
-  const out = graph.buffer("attended", "f32", query.dims), view = seen(out);
+  const out = graph.buffer("attended", "f32", [query.dims[0]!, heads, fixedDim(op, "value", value, 2)]), view = seen(out);
   const outputs: Record<string, OutputPlan> = { out: { type: "f32", dims: view.dims, into: view } };
   let weights: Value | undefined;
   if (lastWeights) {

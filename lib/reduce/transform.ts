@@ -1,9 +1,7 @@
 import { numberOption } from "../check.js";
-import { Value } from "../graph/value.js";
-import { attention } from "../ops/attention.js";
+import { packedAttention } from "../ops/attention.js";
 import { bipartiteMatch, countTokens, keepTokens, keptMap, logSizes, mergeRows } from "../ops/reduce.js";
 import { rmsNorm } from "../ops/norm.js";
-import { viewAs } from "../ops/reduce-eager.js";
 import { applyMap, checkSpecialTokens, needed, type Reduction } from "./reduction.js";
 import { keeping, type KeepOptions } from "./schedule.js";
 
@@ -39,26 +37,14 @@ export function tokenTransforming(options: TokenTransformingOptions): Reduction 
     apply(tokens, { rows, metric = tokens.x, scores: given, ...at }) {
       const scores = needed("tokenTransforming", "scores", given), { x, bounds, sizes } = tokens, { graph } = x, [, metricDim] = metric.dims as [number, number];
       const marks = keepTokens(scores, bounds, countTokens(bounds, kept.plan(first, at)), { first }), places = keptMap(marks, bounds);
-      // Directions times √metricDim (a row of zeros stays one), and a column more: ln size, which the queries take once.
-      const ones = graph.constant("ones", "f32", new Float32Array(metricDim).fill(1), [metricDim]), scale = 1 / (temperature * metricDim);
-      const key = graph.buffer("key", "f32", [metric.dims[0]!, metricDim + 1]), copy = (from: Value, to: Value, by: number, plus?: Value): void => {
-        graph.add("add", { inputs: { a: from, b: plus }, outputs: { out: { type: "f32", dims: to.dims, into: to } }, parameters: { scale: by } });
-      };
-      copy(rmsNorm(metric, ones, { epsilon: 1e-30 }), key.columns(0, metricDim), 1);
-      const last = key.columns(metricDim, 1);
-      copy(sizes ? viewAs(logSizes(sizes), [sizes.dims[0] as number, 1]) : metric.columns(0, 1), last, sizes ? 1 / scale : 0);
-      const query = mergeRows(key, places, bounds, { rows }).out;
-      copy(query.columns(metricDim, 1), query.columns(metricDim, 1), 0, graph.constant("one", "f32", Float32Array.of(1), [1]));
-      const one = (value: Value): Value => new Value(graph, "f32", [1, 1, ...value.dims], value.storage, [0, 0, ...value.strides], value.offset);
-      const width = x.dims[1] as number;
-      const mixed = (begin: number, columns: number): Value => {
-        const { out } = attention(one(query), one(key), one(x.columns(begin, columns)), { scale, ragged: { cuQuery: places.bounds, cuKey: bounds } });
-        return viewAs(out, [rows as number, columns]);
-      };
-      const out = width <= widestValue ? mixed(0, width) : graph.buffer("transformed", "f32", [rows, width]);
-      for (let begin = 0; begin < width && width > widestValue; begin += widestValue) {
+      // Directions times √metricDim; a row of zeros stays one.
+      const ones = graph.constant("ones", "f32", new Float32Array(metricDim).fill(1), [metricDim]);
+      const key = rmsNorm(metric, ones, { epsilon: 1e-30 }), query = mergeRows(key, places, bounds, { rows }).out;
+      const width = x.dims[1] as number, bias = sizes && logSizes(sizes), out = graph.buffer("transformed", "f32", [rows, width]);
+      for (let begin = 0; begin < width; begin += widestValue) {
         const columns = Math.min(widestValue, width - begin), into = out.columns(begin, columns);
-        copy(mixed(begin, columns), into, 1);
+        const mixed = packedAttention(query.split(1), key.split(1), x.columns(begin, columns).split(1), bounds, { queryBounds: places.bounds, bias, scale: 1 / (temperature * metricDim) }).out.join();
+        graph.add("add", { inputs: { a: mixed }, outputs: { out: { type: "f32", dims: into.dims, into } }, parameters: { scale: 1 } });
       }
       // Who belongs to whom, for sizes and source.
       const nearest = bipartiteMatch(metric, bounds, { destinations: marks });
