@@ -20,7 +20,7 @@ export function pyramidBudgets({ layers, tokens, budget, window, beta }: { layer
     high = tokens - window;
     low = 2 * budget - high;
   }
-  if (layers === 1 || !(tokens >= high && high >= low && low >= window)) return new Array<number>(layers).fill(Math.max(1, budget));
+  if (layers === 1 || !(tokens >= high && high >= low && low >= window)) return new Array<number>(layers).fill(Math.max(1, halfEven(budget)));
   return Array.from({ length: layers }, (_, layer) => halfEven(high - (layer * (high - low)) / (layers - 1)));
 }
 
@@ -28,11 +28,12 @@ export function pyramidBudgets({ layers, tokens, budget, window, beta }: { layer
 export function pyramidKV(options: PyramidKVOptions): CachePolicy {
   const { window, ...votes } = windowVotes(options), { beta = 20 } = options ?? {};
   checkNumber("options.beta", beta, 1, Number.MAX_VALUE);
-  const budget = budgetOf(options);
+  const budget = budgetOf(options), { ratio } = options;
   return policy(options, {
     name: "pyramidKV",
     ...votes,
-    allocate: ({ layers, tokens }) => pyramidBudgets({ layers, tokens, budget: budget(tokens), window, beta }),
+    // A ratio's mean need not be whole: kvpress rounds each layer's budget, not the mean.
+    allocate: ({ layers, tokens }) => pyramidBudgets({ layers, tokens, budget: ratio === undefined ? budget(tokens) : tokens * (1 - ratio), window, beta }),
     when: { decode: false },
   });
 }

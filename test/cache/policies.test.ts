@@ -110,6 +110,11 @@ t.test("pyramidKV's budgets fall from layer to layer", async (t) => {
   await cache.evict(policy);
   const want = [70, 55, 40, 25, 10];
   t.same(Array.from(cache.stats().lengths), want.flatMap((budget) => [budget, budget]));
+  // kvpress 0.5.5, PyramidKVPress(0.5) over 437 tokens and 30 layers, and (0.75), which falls back to equal budgets.
+  const allocated = (ratio: number): readonly number[] => pyramidKV({ ratio, window: 64 }).allocate({ layers: 30, kvHeads: 3, tokens: 437 });
+  t.same(allocated(0.5).slice(0, 6), [373, 362, 352, 341, 330, 320]);
+  t.same(allocated(0.5).slice(-6), [117, 107, 96, 85, 75, 64]);
+  t.same([...new Set(allocated(0.75))], [109]);
 });
 
 t.test("adaKV divides a layer's budget over its heads", async (t) => {
