@@ -8,9 +8,15 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { loadModel } from "tokenloom";
 import { needles, perplexity, printNeedles, printPerplexity } from "./cache/quality.mjs";
+import { endless, printEndless } from "./cache/endless.mjs";
+import { sessions, printSessions } from "./cache/sessions.mjs";
+import { long, printLong, printSpeed, speed } from "./cache/speed.mjs";
+import { cacheTypes, printTypes } from "./cache/types.mjs";
 import { commit, machine } from "./report.mjs";
 
-const parts = { perplexity: [perplexity, printPerplexity], needles: [needles, printNeedles] };
+const parts = {
+  perplexity: [perplexity, printPerplexity], needles: [needles, printNeedles], speed: [speed, printSpeed], long: [long, printLong], types: [cacheTypes, printTypes], endless: [endless, printEndless], sessions: [sessions, printSessions],
+};
 const here = dirname(fileURLToPath(import.meta.url));
 const { values: flags } = parseArgs({
   options: {

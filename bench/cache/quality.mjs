@@ -5,24 +5,12 @@ import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { gemFilter } from "tokenloom";
 import { filterPrompt } from "#lib/generate/filter.js";
-import { checkOptions } from "#lib/generate/options.js";
 import { scoreTokens } from "#lib/generate/score.js";
-import { Sequence } from "#lib/generate/sequence.js";
 import { meanAndError, number, table } from "../report.mjs";
 import { cuts, shares } from "./policies.mjs";
+import { computed, cut as cutBehind, options } from "./sequences.mjs";
 
-const options = checkOptions({ temperature: 0, seed: 0 });
 const windowTokens = 1024, windowContext = 768;
-
-/** `ids` computed, observed as the policy wants it, not cut. */
-async function computed(model, ids, policy) {
-  const sequence = new Sequence(model, { threads: model.threads, eviction: policy && model.eviction(policy) });
-  sequence.tokens.push(...ids);
-  await sequence.prefill(options, () => undefined);
-  await sequence.step(options);
-  sequence.tokens.pop();
-  return sequence;
-}
 
 /** Log-probability of each of `ids` but the first, behind what the sequence holds, and whether it was the likeliest. */
 async function continued(sequence, ids) {
@@ -47,8 +35,7 @@ async function forEachCut(model, ids, measure) {
       const kind = JSON.stringify(cut.policy?.observe ?? { kind: "none" });
       if (!bases.has(kind)) bases.set(kind, await computed(model, ids, cut.policy));
       const base = bases.get(kind), before = base.cacheStatistics.bytesHeld;
-      const sequence = base.fork(base.cached, { threads, eviction: cut.policy && model.eviction(cut.policy) });
-      await sequence.evictIfDue("prefill", options);
+      const sequence = await cutBehind(model, base, cut.policy);
       await measure(sequence, cut, before);
       sequence.dispose();
     }

@@ -107,13 +107,12 @@ export class Sequence extends NativeResource {
     return !this.isCut && (this.observe === undefined || this.observe.kind === "window");
   }
 
-  /** A sequence of the first `count` computed tokens that shares their pages. */
-  fork(count = this.cached, settings = this.settings): Sequence {
-    const whole = count === this.cached;
-    const copy = new Sequence(this.model, settings, callNative(() => native.forkCache(this.handle, whole ? Number.MAX_SAFE_INTEGER : count)));
-    copy.tokens.push(...this.tokens.slice(0, whole ? undefined : count));
-    copy.cached = count;
-    copy.position = whole ? this.position : count;
+  /** A sequence that shares this one's pages: of all its tokens, or of the first `count` computed ones and no others. */
+  fork(count?: number, settings = this.settings): Sequence {
+    const copy = new Sequence(this.model, settings, callNative(() => native.forkCache(this.handle, count ?? Number.MAX_SAFE_INTEGER)));
+    copy.tokens.push(...this.tokens.slice(0, count));
+    copy.cached = count ?? this.cached;
+    copy.position = count ?? this.position;
     copy.sinceEviction = this.sinceEviction;
     copy.observed = this.observed;
     if (this.statistics) copy.statistics?.set(this.statistics);

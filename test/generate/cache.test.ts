@@ -102,6 +102,15 @@ t.test("in pieces as in one go, forked, and with another beginning after an evic
   t.same(again, await write(model, { cache: voted }, other, { maxTokens: 10 }), "a text that was cut cannot be taken over");
 });
 
+t.test("the same prompt takes over the pages of a session that has written its first token, not that token", async (t) => {
+  using first = model.session();
+  const begun = await read(first, ids, { maxTokens: 1 });
+  using second = model.session();
+  const written = await read(second, ids, { maxTokens: 8 });
+  t.ok(second.stats().sharedBytes > 0);
+  t.same(written, [...begun, ...(await read(first, "", { maxTokens: 7 }))]);
+});
+
 t.test("a full pool: an error that loses nothing, or the policy's eviction", async (t) => {
   const pageBytes = model.config.layers.length * model.config.kvHeads * (32 * 2 * 2 * model.config.headDim + 256);
   const tight = await loadModel("tiny", { cacheBytes: 4 * pageBytes });

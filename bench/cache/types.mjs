@@ -1,0 +1,48 @@
+// Part "types": quantised caches against f16, without a policy.
+import { meanAndError, number, table } from "../report.mjs";
+import { heldText } from "./quality.mjs";
+import { computed, options } from "./sequences.mjs";
+
+const decodeBehind = 4000, decoded = 12, rounds = 5, types = ["f16", "int8", "int4"];
+
+export async function cacheTypes(_, { folder, open, log }) {
+  const models = new Map(), nll = new Map(), sequences = new Map(), best = new Map(types.map((type) => [type, { ms: Infinity, cpuMs: Infinity }]));
+  for (const type of types) models.set(type, await open({ cacheType: type }));
+  for (const [type, model] of models) {
+    const values = [];
+    for (const { ids } of heldText(model, folder)) values.push(Math.log((await model.score(ids, { top: 1 })).perplexity));
+    nll.set(type, values);
+    const ids = heldText(model, folder).flatMap((window) => window.ids).slice(0, decodeBehind);
+    sequences.set(type, await computed(model, ids));
+    sequences.get(type).tokens.push(ids[0]);
+    await sequences.get(type).step(options);
+    log(".");
+  }
+  const bytes = new Map([...sequences].map(([type, sequence]) => [type, sequence.cacheStatistics.bytesHeld]));
+  for (let round = 0; round < rounds; round++) {
+    for (const [type, sequence] of sequences) {
+      const cpu = process.cpuUsage(), started = performance.now();
+      for (let i = 0; i < decoded; i++) await sequence.step(options);
+      const { user, system } = process.cpuUsage(cpu), known = best.get(type);
+      best.set(type, { ms: Math.min(known.ms, (performance.now() - started) / decoded), cpuMs: Math.min(known.cpuMs, (user + system) / 1000 / decoded) });
+    }
+  }
+  for (const sequence of sequences.values()) sequence.dispose();
+  for (const model of models.values()) model.dispose();
+  return types.map((type) => {
+    const own = meanAndError(nll.get(type)), paired = meanAndError(nll.get(type).map((value, i) => value - nll.get("f16")[i]));
+    return {
+      type, windows: nll.get(type).length, perplexity: Math.exp(own.mean), perplexityError: Math.exp(own.mean) * own.error, change: Math.exp(paired.mean) - 1, changeError: Math.exp(paired.mean) * paired.error,
+      bytes: bytes.get(type), bytesOfF16: bytes.get(type) / bytes.get("f16"), decodeBehind, tokensPerSecond: 1000 / best.get(type).ms, cpuMs: best.get(type).cpuMs,
+    };
+  });
+}
+
+export function printTypes(rows) {
+  return table(
+    ["cache", "perplexity", "against f16", "bytes", `tokens/s behind ${number(decodeBehind)}`, "processor ms a token"],
+    rows.map((row) => [
+      row.type, `${number(row.perplexity, 3)} ± ${number(row.perplexityError, 3)}`, `${number(100 * row.change, 2)} ± ${number(100 * row.changeError, 2)} %`, `${number(100 * row.bytesOfF16, 1)} %`, number(row.tokensPerSecond, 1), number(row.cpuMs, 2),
+    ]),
+  );
+}
