@@ -119,6 +119,11 @@ struct CacheRotateArgs { View frequencies, cache; double layer, interleaved; };
 //   logSumExp   (optional) [n, heads], natural logarithm
 //   columnSums  (optional, not with tree) [heads, most keys]: weights summed over the last `columnQueries` queries; needs logSumExp
 struct CachedAttentionArgs { View query, cache, tree, out, logSumExp, columnSums; double layer, scale, window, softcap, sinks, columnQueries; };
+// What cacheObserve makes of decoding a draft tree's accepted path token by token, behind cachedAttention of the same step with
+// the same query, tree and logSumExp: to the bit. path i32 [n] and count i32 [1] as verifyTree gives them. Of the path the last
+// `queries` nodes count, times `share`; the first of them replaces the scores kept in the cache unless `accumulate`.
+// columnSums [heads, most keys]: working memory.
+struct ObservePathArgs { View query, cache, tree, logSumExp, path, count, columnSums; double layer, scale, softcap, queries, share, accumulate; };
 
 // The whole family: softmax attention of query [batch, heads, queries, headDim] over key [batch, kvHeads, keys, headDim] and
 // value [batch, kvHeads, keys, valueDim]; any strides but 1 along the last axis; f32, f16 or bf16. Query head h reads

@@ -14,6 +14,16 @@ constexpr float kBehind = -std::numeric_limits<float>::infinity();  // the score
 // What lies behind a head's tokens is marked, so that later ops need no lengths.
 inline void markBehind(float* row, int64_t tokens, int64_t width) { std::fill(row + tokens, row + width, kBehind); }
 
+// Attention that tokens first … last − 1 got, columns of sums [group, …] at a stride, summed over the group's heads and times
+// `scale`, onto their scores.
+inline void addObserved(const float* sums, int64_t stride, int64_t group, int64_t first, int64_t last, F32 scale, float* scores) {
+  for (int64_t j = first; j < last; j += kLanes) {
+    F32 sum = zero();
+    for (int64_t h = 0; h < group; ++h) sum = add(sum, loadUpTo(sums + h * stride + j, last - j));
+    storeUpTo(scores + j, mulAdd(sum, scale, loadUpTo(scores + j, last - j)), last - j);
+  }
+}
+
 // One layer of the cache that a step works on; the step's own tokens count.
 struct CachedLayer {
   const char* op = "";

@@ -39,11 +39,7 @@ Status cacheObserve(const CacheObserveArgs& args, Context& context) {
       const int64_t before = args.accumulate != 0 ? cached.cache->length(cached.layer, head) : 0;  // tokens that have a score
       float* scores = cached.cache->scores(cached.layer, head);
       if (before < last) std::fill(scores + std::max(before, first), scores + last, 0.0f);
-      for (int64_t j = first; j < last; j += kLanes) {
-        F32 sum = zero();
-        for (int64_t h = 0; h < group; ++h) sum = add(sum, loadUpTo(sums.row(head * group + h) + j, last - j));
-        storeUpTo(scores + j, mulAdd(sum, scale, loadUpTo(scores + j, last - j)), last - j);
-      }
+      addObserved(sums.row(head * group), sums.row(1) - sums.row(0), group, first, last, scale, scores);
     }
   });
   return {};

@@ -68,8 +68,8 @@ class ModelGraphs extends GraphCache {
   generate(observe?: Observation): Promise<CompiledGraph> {
     return this.once(`generate ${JSON.stringify(observe)}`, () => this.build.generate(chunkTokens, mostHistory, observe));
   }
-  draft(top: number): Promise<CompiledGraph> {
-    return this.once(`draft ${top}`, () => this.build.draft(draftNodes, mostHistory, top));
+  draft(top: number, observe?: Observation): Promise<CompiledGraph> {
+    return this.once(`draft ${top} ${JSON.stringify(observe)}`, () => this.build.draft(draftNodes, mostHistory, top, observe));
   }
   filter(filter: PromptFilter): Promise<CompiledGraph> {
     return this.once(`filter ${filter.layer} ${filter.kernel}`, () => this.build.filter(chunkTokens, filter));

@@ -69,6 +69,21 @@ class DraftMemory {
   }
 }
 
+/** Where a sequence stands. */
+interface SequenceState {
+  readonly cached: number;
+  readonly position: number;
+  readonly sinceEviction: number | undefined;
+  readonly observed: boolean;
+}
+
+/** A sequence's cache as it was, its pages shared. */
+class Checkpoint extends NativeResource {
+  constructor(handle: NativeHandle, readonly tokens: number, readonly state: SequenceState) {
+    super("This session", handle);
+  }
+}
+
 /** Tokens and their cache: the prompt in chunks, then step by step. What a step computed stays; one that fails changes nothing. */
 export class Sequence extends NativeResource {
   /** All tokens, evicted ones too; between steps the last one is not cached yet. */
@@ -84,6 +99,8 @@ export class Sequence extends NativeResource {
   private readonly statistics: Float32Array | undefined;
   private readonly memory = new StepMemory();
   private draftMemory: DraftMemory | undefined;
+  /** Before the last draft step, where attention is observed: what dropped tokens attended to cannot be taken back. */
+  private checkpoint: Checkpoint | undefined;
 
   constructor(private readonly model: LanguageModel, private readonly settings: SequenceSettings, handle: NativeHandle = callNative(() => native.createCache(model.pool))) {
     super("This session", handle);
@@ -119,10 +136,35 @@ export class Sequence extends NativeResource {
     return copy;
   }
 
+  private get state(): SequenceState {
+    const { cached, position, sinceEviction, observed } = this;
+    return { cached, position, sinceEviction, observed };
+  }
+
+  /** This sequence before its last draft step, where attention is observed; else undefined. */
+  beforeDraft(): Sequence | undefined {
+    const { checkpoint } = this;
+    if (!checkpoint) return undefined;
+    const copy = new Sequence(this.model, this.settings, callNative(() => native.forkCache(checkpoint.handle, Number.MAX_SAFE_INTEGER)));
+    copy.tokens.push(...this.tokens.slice(0, checkpoint.tokens));
+    return Object.assign(copy, checkpoint.state);
+  }
+
+  /** What beforeDraft() would need is given up. */
+  forgetDraft(): void {
+    this.checkpoint?.dispose();
+    this.checkpoint = undefined;
+  }
+
+  override dispose(): void {
+    this.forgetDraft();
+    super.dispose();
+  }
+
   /** Writes tokens and cache to a file, for restore(). */
   save(path: string): Promise<void> {
-    const { tokens, cached, position, sinceEviction, observed, model } = this, { layers, heads, kvHeads, headDim } = model.config;
-    const extra = { model: model.fingerprint, tokens, cached, position, sinceEviction, observed };
+    const { tokens, cached, model } = this, { layers, heads, kvHeads, headDim } = model.config;
+    const extra = { model: model.fingerprint, tokens, ...this.state };
     const saved = { layers: layers.length, heads, kvHeads, headDim, type: model.cacheType, observing: this.observesSums, evicted: cached - this.cacheStatistics.tokens, extra };
     return this.during(() => saveCache(path, this.handle, saved, this.statistics));
   }
@@ -177,6 +219,7 @@ export class Sequence extends NativeResource {
   /** Forgets all but the first `count` tokens. Where some of those have been evicted, they are computed anew. */
   keepFirst(count: number): void {
     const surplus = this.cached - count;
+    this.forgetDraft();
     this.tokens.length = count;
     if (surplus <= 0) return;
     if (this.sinceEviction === undefined) this.truncate(count);
@@ -215,8 +258,7 @@ export class Sequence extends NativeResource {
 
   /** Computes all tokens but the last `rest`, which a step takes: nothing but the cache comes of it. Calls `computed` after each chunk. */
   async prefill(options: CheckedOptions, computed: (tokens: number) => void, rest?: number): Promise<void> {
-    // The last token is computed again where all are cached: its logits are needed.
-    if (this.cached === this.tokens.length) this.keepLogits();
+    this.leaveLast();
     const { observe } = this, window = observe?.kind === "window" ? observe.queries : 1;
     for (;;) {
       const left = this.tokens.length - this.cached, most = await this.mostOf(left, options);
@@ -239,8 +281,9 @@ export class Sequence extends NativeResource {
     return Math.min(chunkTokens, contextLength - this.position);
   }
 
-  /** Gives back the last computed token, for its logits. */
-  private keepLogits(): void {
+  /** The last token is not to be cached, as between steps: its logits are needed. */
+  leaveLast(): void {
+    if (this.cached < this.tokens.length) return;
     const token = this.tokens.at(-1)!;
     this.keepFirst(this.tokens.length - 1);
     this.tokens.push(token);
@@ -276,16 +319,19 @@ export class Sequence extends NativeResource {
     for (let i = 0; i < n; i++) positions[i] = this.position + tree.depths[i]!;
     if (this.draftMemory?.top !== top) this.draftMemory = new DraftMemory(top);
     const { path, accepted, logProb, count, topIndices, topValues, logSumExp } = this.draftMemory;
-    const { repeatLastTokens } = options, history = this.history(options);
+    const { repeatLastTokens } = options, history = this.history(options), observe = this.observesSums ? this.observe : undefined;
+    const graph = await this.model.graphs.draft(top, observe);
+    this.forgetDraft();
+    if (observe) this.checkpoint = new Checkpoint(callNative(() => native.forkCache(this.handle, Number.MAX_SAFE_INTEGER)), this.tokens.length, this.state);
     await this.run(
-      await this.model.graphs.draft(top),
+      graph,
       {
         symbols: { n, history: history.length },
         bindings: { parents: tree.parents, history, path, accepted, logProb, count, ...(top > 0 && { topIndices, topValues, logSumExp }) },
-        scalars: { ...this.sampler(options), repeatLastTokens },
+        scalars: { ...this.sampler(options), repeatLastTokens, ...(observe && { counted: this.gathers ? 2 ** 30 : 1 }) },
       },
       options,
-      false,
+      observe !== undefined,
     );
     const drawn = Array.from({ length: count[0]! }, (_, i) => ({ token: accepted[i]!, logProb: logProb[i]! }));
     this.advance(drawn.length);
@@ -315,6 +361,7 @@ export class Sequence extends NativeResource {
   }
 
   private async evict(eviction: Eviction, options: CheckedOptions): Promise<void> {
+    this.forgetDraft(); // its pages would not go back
     await this.during(() => eviction.run(this.handle, { signal: options.signal, threads: this.settings.threads, statistics: this.statistics, seen: this.position }));
     this.sinceEviction = 0;
     this.observed = false;
@@ -367,9 +414,13 @@ export class Sequence extends NativeResource {
   private observation(): RunInputs {
     const { observe, statistics } = this;
     if (observe?.kind === "queries") return { bindings: { statistics: statistics! }, scalars: { skip: Math.max(0, observe.sinks - this.cached) } };
-    // A window of one replaces what was seen before; longer ones gather the queries since the last eviction.
-    const accumulate = observe?.kind === "all" || (observe?.kind === "window" && observe.queries > 1 && this.observed && this.isCut);
-    return { bindings: {}, scalars: { accumulate: Number(accumulate) } };
+    return { bindings: {}, scalars: { accumulate: Number(observe?.kind === "all" || (this.gathers && this.observed)) } };
+  }
+
+  /** Whether what steps of one token observe adds up. A window of one replaces what was seen before; longer ones gather the queries since the last eviction. */
+  private get gathers(): boolean {
+    const { observe } = this;
+    return observe?.kind === "all" || (observe?.kind === "window" && observe.queries > 1 && this.isCut);
   }
 
   private async run(graph: CompiledGraph, inputs: RunInputs, options: CheckedOptions, observing: boolean): Promise<void> {

@@ -4,6 +4,7 @@ import { pageTokens } from "../cache/types.js";
 import { commonLength } from "../draft/common.js";
 import { numberOption } from "../check.js";
 import type { Drafter } from "../draft/drafter.js";
+import { DraftTree } from "../draft/tree.js";
 import { AbortError, ArgumentError, BusyError, ContextOverflowError, invalidArgument } from "../errors.js";
 import { threadCount } from "../schedule.js";
 import { checkCallback, checkOptions, checkPrompt, isMessages, type CheckedOptions, type GenerateOptions, type Prompt } from "./options.js";
@@ -77,9 +78,6 @@ function checkSessionOptions(options: SessionOptions, layers: number): SessionOp
   if (filter && filter.layer >= layers) throw invalidArgument("options.filter.layer", `an integer below ${layers}`, filter.layer);
   if (whenFull !== undefined && whenFull !== "error" && whenFull !== "evict") throw invalidArgument("options.whenFull", "'error' or 'evict'", whenFull);
   if (whenFull === "evict" && !cache) throw invalidArgument("options.whenFull", "a cache policy to evict by, in options.cache,", whenFull);
-  if (draft && cache?.when.decode && cache.observe.kind !== "none") {
-    throw new ArgumentError("options.draft", `Expected a cache policy that observes no attention while decoding, as drafted tokens give none, but received ${cache.name}: give it decode: false`);
-  }
   if (draft !== undefined && typeof (draft as { open?: unknown } | null)?.open !== "function") throw invalidArgument("options.draft", "a drafter such as tokenRecycling()", draft);
   numberOption("options.draftNodes", nodes, draftNodes, 1, draftNodes, true);
   checkCallback("options.onDraft", onDraft);
@@ -276,12 +274,26 @@ export class Session implements Disposable {
         if (shown !== "") yield piece(shown);
       }
     } finally {
-      // Drafts that were right but came behind the end: as if they had never been computed.
-      if (drawn.length > 0 && !this.isDisposed) this.keepFirst(this.sequence.tokens.length - drawn.length);
+      if (!this.isDisposed) await this.endDrafts(drawn.length, options);
     }
     if (figures.finishReason === "stop") return;
     const rest = filter.push(text.end()) + filter.end();
     if (rest !== "" || tokens.length > 0) yield piece(rest);
+  }
+
+  /** Takes back the last `surplus` tokens, drafts that were right but came behind the end: as if they had never been computed. */
+  private async endDrafts(surplus: number, options: CheckedOptions): Promise<void> {
+    const { sequence } = this, count = sequence.tokens.length - surplus, before = surplus > 0 ? sequence.beforeDraft() : undefined;
+    if (before) {
+      // What they attended to was observed: the step is done again without them.
+      this.sequence = before;
+      await before.draftStep(DraftTree.chain(sequence.tokens.slice(before.tokens.length - 1, count - 1)), { ...options, signal: undefined }, 0).finally(() => sequence.dispose());
+    }
+    if (surplus > 0) {
+      this.keepFirst(count);
+      this.sequence.leaveLast();
+    }
+    this.sequence.forgetDraft();
   }
 
   private async prefill(options: CheckedOptions): Promise<void> {

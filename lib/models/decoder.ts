@@ -5,7 +5,7 @@ import { Graph, type Scalar } from "../graph/graph.js";
 import type { Symbolic } from "../graph/dims.js";
 import type { Value } from "../graph/value.js";
 import { add, convert, gatedActivation, softcap } from "../ops/activation.js";
-import { cacheAppend, cachedAttention } from "../ops/cache.js";
+import { cacheAppend, cachedAttention, observePath } from "../ops/cache.js";
 import { cacheObserve, queryStatistics, statisticsOfLayer, statisticsWidth } from "../ops/cache-policy.js";
 import { treeMask, verifyTree } from "../ops/draft.js";
 import { embedding, gatherRows } from "../ops/embedding.js";
@@ -135,11 +135,13 @@ interface AttentionObserver {
   query?(query: Value, layer: number): void;
   readonly columnSums?: { readonly queries: number; readonly keys: number };
   sums(columnSums: Value, cache: Value, layer: number): void;
+  /** Of a draft tree it is known behind all layers which nodes count: called with the layer's queries and log-sum-exps. */
+  nodes?(query: Value, logSumExp: Value, layer: number): void;
 }
 
 interface BodyOptions {
-  readonly tree?: () => Value;
-  readonly observe?: Observation | undefined;
+  readonly tree?: Value;
+  readonly observer?: ((cache: Value) => AttentionObserver | undefined) | undefined;
   /** The layer whose queries are the result, instead of hidden states behind all layers. */
   readonly stopAt?: number;
   /** The rows whose hidden states are wanted, i32: the last layer computes no others behind its attention. */
@@ -168,7 +170,7 @@ export class DecoderGraphs {
       return table;
     };
     for (const layer of config.layers) tableFor(layer.rope);
-    const extras: AttentionExtras = { tree: options.tree?.(), observer: options.observe && this.observer(graph, options.observe, n), rows: undefined };
+    const extras: AttentionExtras = { tree: options.tree, observer: options.observer?.(cache), rows: undefined };
     let hidden = embedding(graph.weight("embedding", this.decoder.embedding), ids, { scale: config.embeddingScale });
     for (const [index, layer] of layers.entries()) {
       if (slicer.due) await slicer.pause();
@@ -238,11 +240,11 @@ export class DecoderGraphs {
   private attention(graph: Graph, layer: Layer, index: number, x: Value, cache: Value, table: Value, { tree, observer, rows }: AttentionExtras): Value {
     const { attentionScale, attentionSoftcap, layers } = this.decoder.config;
     const query = this.queryOf(graph, layer, index, x, cache, table, observer);
-    const { window } = layers[index]!, columnSums = window ? undefined : observer?.columnSums;
-    const { out: attended, columnSums: sums } = cachedAttention(query, cache, { layer: index, scale: attentionScale, window, softcap: attentionSoftcap, tree, columnSums });
+    const { window } = layers[index]!, columnSums = window ? undefined : observer?.columnSums, nodes = window ? undefined : observer?.nodes;
+    const { out: attended, columnSums: sums, logSumExp } = cachedAttention(query, cache, { layer: index, scale: attentionScale, window, softcap: attentionSoftcap, tree, columnSums, logSumExp: nodes !== undefined });
     if (sums) observer!.sums(sums, cache, index);
-    const wanted = (value: Value): Value => (rows ? gatherRows(value, rows) : value);
-    return this.addProjection(graph, "attentionOutput", wanted(x), Rows.of(wanted(attended.join())), layer.attentionOutput, layer.attentionPostNorm);
+    const { window } = layers[index]!, columnSums = window ? undefined : observer?.columnSums, nodes = window ? undefined : observer?.nodes;
+    const { out: attended, columnSums: sums, logSumExp } = cachedAttention(query, cache, { layer: index, scale: attentionScale, window, softcap: attentionSoftcap, tree, columnSums, logSumExp: nodes !== undefined });
   }
 
   private feedForward(graph: Graph, layer: Layer, x: Value): Value {
@@ -260,8 +262,9 @@ export class DecoderGraphs {
   }
 
   /** What attention is to leave behind for a cache policy. Runs give the scalar "accumulate", "skip" and the binding "statistics" where it needs them. */
-  private observer(graph: Graph, observe: Observation, n: Symbolic): AttentionObserver | undefined {
+  private observer(graph: Graph, observe: Observation | undefined, n: Symbolic): AttentionObserver | undefined {
     const { heads, kvHeads, headDim, layers } = this.decoder.config;
+    if (!observe) return undefined;
     if (observe.kind === "queries") {
       const statistics = graph.binding("statistics", "f32", [layers.length, heads, statisticsWidth(headDim)]), skip = graph.scalar("skip");
       return { query: (query, layer) => queryStatistics(query, statisticsOfLayer(statistics, layer), { skip }), sums: () => undefined };
@@ -275,7 +278,7 @@ export class DecoderGraphs {
   /** ids, positions → the cache only: all of a prompt but its last piece. */
   async prefill(most: number, observe?: Observation): Promise<CompiledGraph> {
     const slicer = new Slicer(), graph = new Graph("prefill"), n = graph.symbol("n", most);
-    const { cache, positions } = await this.body(graph, n, slicer, { observe });
+    const { cache, positions } = await this.body(graph, n, slicer, { observer: () => this.observer(graph, observe, n) });
     return compileInSlices(graph, { cache: { binding: cache, newTokens: n, positions } }, slicer);
   }
 
@@ -283,7 +286,7 @@ export class DecoderGraphs {
   async generate(most: number, historyMost: number, observe?: Observation): Promise<CompiledGraph> {
     const slicer = new Slicer(), graph = new Graph("generate"), n = graph.symbol("n", most), h = graph.symbol("history", historyMost);
     const last = graph.binding("last", "i32", [1]);
-    const { hidden, cache, positions } = await this.body(graph, n, slicer, { observe, rows: last });
+    const { hidden, cache, positions } = await this.body(graph, n, slicer, { observer: () => this.observer(graph, observe, n), rows: last });
     const history = graph.binding("history", "i32", [h]);
     const token = graph.binding("token", "i32", [1]), probability = graph.binding("logProb", "f32", [1]);
     sample(this.logits(graph, hidden), history, { token, logProb: probability }, samplerScalars(graph));
@@ -292,16 +295,25 @@ export class DecoderGraphs {
 
   /**
    * ids, positions, parents and history of a draft tree of at most `most` nodes → the accepted path in the cache, the tokens drawn along
-   * it and, for a `top` above 0, the largest logits of all nodes.
+   * it and, for a `top` above 0, the largest logits of all nodes. What `observe` wants of attention is that of the path: runs give
+   * the scalars "accumulate" and "counted", the nodes at its end that count.
    */
-  async draft(most: number, historyMost: number, top: number): Promise<CompiledGraph> {
+  async draft(most: number, historyMost: number, top: number, observe?: Observation): Promise<CompiledGraph> {
+    const { attentionScale: scale, attentionSoftcap, heads, kvHeads } = this.decoder.config;
     const slicer = new Slicer(), graph = new Graph("draft"), n = graph.symbol("n", most), h = graph.symbol("history", historyMost);
-    const parents = graph.binding("parents", "i32", [n]);
-    const { hidden, ids, cache, positions } = await this.body(graph, n, slicer, { tree: () => treeMask(parents, { words: Math.ceil(most / 32), past: 0 }).bits });
-    const logits = this.logits(graph, hidden), history = graph.binding("history", "i32", [h]);
+    const parents = graph.binding("parents", "i32", [n]), tree = treeMask(parents, { words: Math.ceil(most / 32), past: 0 }).bits;
     const path = graph.binding("path", "i32", [n]), accepted = graph.binding("accepted", "i32", [n]), count = graph.binding("count", "i32", [1]);
+    const wanted = observe && observedSums(observe, { heads, kvHeads }), verified: (() => void)[] = [];
+    const observer = (cache: Value): AttentionObserver | undefined => {
+      if (!wanted) return undefined;
+      const shared = { scale, softcap: attentionSoftcap, tree, path, count, queries: graph.scalar("counted"), share: wanted.scale, accumulate: graph.scalar("accumulate"), keys: this.contextLength + 2 * most };
+      return { sums: () => undefined, nodes: (query, logSumExp, layer) => verified.push(() => observePath(query, cache, { ...shared, layer, logSumExp })) };
+    };
+    const { hidden, ids, cache, positions } = await this.body(graph, n, slicer, { tree, observer });
+    const logits = this.logits(graph, hidden), history = graph.binding("history", "i32", [h]);
     const into = { path, accepted, count, logProb: graph.binding("logProb", "f32", [n]) };
     verifyTree(logits, ids, parents, history, into, { ...samplerScalars(graph), repeatLastTokens: graph.scalar("repeatLastTokens") });
+    for (const add of verified) add();
     if (top > 0) {
       topK(logits, {
         values: graph.binding("topValues", "f32", [n, top]), indices: graph.binding("topIndices", "i32", [n, top]), logSumExp: graph.binding("logSumExp", "f32", [n]),
