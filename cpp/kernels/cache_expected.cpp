@@ -12,15 +12,33 @@ namespace {
 
 int64_t statisticsWidth(int64_t headDim) { return 1 + headDim + headDim * headDim; }
 
-// moment += weight · x xᵀ
-void addProducts(const float* x, int64_t n, float weight, float* moment) {
+constexpr int64_t kRowsAtOnce = 4;  // so that a row of the moment is read and written once for them
+
+// moment += weight · Σ x xᵀ of `count` rows x [n], one after the other; from the diagonal on, see mirror()
+void addProducts(const float* x, int64_t count, int64_t n, float weight, float* moment) {
   for (int64_t i = 0; i < n; ++i, moment += n) {
-    const F32 factor = broadcast(weight * x[i]);
-    mapRow(moment, x, moment, n, [=](F32 m, F32 v) { return mulAdd(v, factor, m); });
+    F32 factor[kRowsAtOnce];
+    for (int64_t r = 0; r < count; ++r) factor[r] = broadcast(weight * x[r * n + i]);
+    for (int64_t d = i / kLanes * kLanes; d < n; d += kLanes) {
+      F32 sum = loadUpTo(moment + d, n - d);
+      if (count == kRowsAtOnce) {
+#pragma GCC unroll 4
+        for (int64_t r = 0; r < kRowsAtOnce; ++r) sum = mulAdd(loadUpTo(x + r * n + d, n - d), factor[r], sum);
+      } else {
+        for (int64_t r = 0; r < count; ++r) sum = mulAdd(loadUpTo(x + r * n + d, n - d), factor[r], sum);
+      }
+      storeUpTo(moment + d, sum, n - d);
+    }
   }
 }
 
-// Rows of one head, `stride` apart, join what `statistics` says of those before. `mean`, `deviation`: scratch [n].
+// What is above the diagonal of a symmetric matrix [n][n] goes below it.
+void mirror(float* matrix, int64_t n) {
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t d = 0; d < i; ++d) matrix[i * n + d] = matrix[d * n + i];
+}
+
+// Rows of one head, `stride` apart, join what `statistics` says of those before. `mean`: scratch [n], `deviation` [kRowsAtOnce][n].
 void joinStatistics(const float* rows, int64_t count, int64_t stride, int64_t n, float* statistics, float* mean, float* deviation) {
   float *heldMean = statistics + 1, *moment = heldMean + n;
   const float held = statistics[0], total = held + float(count);
@@ -29,12 +47,14 @@ void joinStatistics(const float* rows, int64_t count, int64_t stride, int64_t n,
   const F32 share = broadcast(1 / float(count)), step = broadcast(float(count) / total);
   mapRow(mean, mean, n, [=](F32 m) { return mul(m, share); });
   mapRow(mean, heldMean, deviation, n, [](F32 m, F32 h) { return sub(m, h); });
-  if (held > 0) addProducts(deviation, n, held * (float(count) / total), moment);
+  if (held > 0) addProducts(deviation, 1, n, held * (float(count) / total), moment);
   mapRow(heldMean, deviation, heldMean, n, [=](F32 h, F32 d) { return mulAdd(d, step, h); });
-  for (int64_t i = 0; i < count && count > 1; ++i) {
-    mapRow(rows + i * stride, mean, deviation, n, [](F32 v, F32 m) { return sub(v, m); });
-    addProducts(deviation, n, 1, moment);
+  for (int64_t i = 0; i < count && count > 1; i += kRowsAtOnce) {
+    const int64_t some = std::min(count - i, kRowsAtOnce);
+    for (int64_t r = 0; r < some; ++r) mapRow(rows + (i + r) * stride, mean, deviation + r * n, n, [](F32 v, F32 m) { return sub(v, m); });
+    addProducts(deviation, some, n, 1, moment);
   }
+  mirror(moment, n);
   statistics[0] = total;
 }
 
@@ -52,7 +72,7 @@ struct Distribution {
   float *mean, *covariance;  // [n], [n][n]; covariance null: left out
 };
 
-// The distribution of rotated queries: R μ, R Σ Rᵀ.
+// The distribution of rotated queries: R μ, R Σ Rᵀ; what is below the diagonal of Σ is added to what is above it.
 Distribution distributionOf(const float* statistics, int64_t n, const float* rotation, int64_t half, bool interleaved, bool withCovariance, float* space) {
   const float count = std::max(statistics[0], 1.0f);
   Distribution made{space, withCovariance ? space + n : nullptr};
@@ -63,21 +83,37 @@ Distribution distributionOf(const float* statistics, int64_t n, const float* rot
   mapRow(statistics + 1 + n, made.covariance, n * n, [=](F32 m) { return mul(m, share); });
   for (int64_t i = 0; i < n; ++i) rotateMean(made.covariance + i, n, rotation, half, interleaved);
   for (int64_t i = 0; i < n; ++i) rotateMean(made.covariance + i * n, 1, rotation, half, interleaved);
+  for (int64_t d = 0; d < n; ++d)
+    for (int64_t e = 0; e < d; ++e) {
+      made.covariance[e * n + d] += made.covariance[d * n + e];
+      made.covariance[d * n + e] = 0;
+    }
   return made;
 }
 
 void expectedPanel(const float* panel, int64_t n, const Distribution& of, float scale, F32 (&logits)[kPanelVectors]) {
   std::fill(std::begin(logits), std::end(logits), zero());
-  for (int64_t d = 0; d < n; ++d) {
-    F32 term[kPanelVectors];
-    std::fill(std::begin(term), std::end(term), zero());
-    if (of.covariance)
-      for (int64_t e = 0; e < n; ++e) {
-        const F32 weight = broadcast(of.covariance[d * n + e]);
-        for (int v = 0; v < kPanelVectors; ++v) term[v] = mulAdd(load(panel + e * kPanelKeys + v * kLanes), weight, term[v]);
+  const F32 factor = broadcast(scale * scale / 2);
+  for (int64_t d = 0; d < n; d += 2) {  // two dimensions at a time: a key's element is loaded once for both
+    const int64_t rows = std::min<int64_t>(n - d, 2);
+    F32 term[2][kPanelVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kPanelVectors; ++v) term[0][v] = term[1][v] = zero();
+    if (const float* weights = of.covariance)
+      for (int64_t e = d; e < n; ++e) {
+        const F32 first = broadcast(weights[d * n + e]), second = broadcast(weights[(d + rows - 1) * n + e]);
+#pragma GCC unroll 8
+        for (int v = 0; v < kPanelVectors; ++v) {
+          const F32 key = load(panel + e * kPanelKeys + v * kLanes);
+          term[0][v] = mulAdd(key, first, term[0][v]);
+          term[1][v] = mulAdd(key, second, term[1][v]);
+        }
       }
-    const F32 mean = broadcast(of.mean[d] * scale), factor = broadcast(scale * scale / 2);
-    for (int v = 0; v < kPanelVectors; ++v) logits[v] = mulAdd(mulAdd(term[v], factor, mean), load(panel + d * kPanelKeys + v * kLanes), logits[v]);
+    for (int64_t r = 0; r < rows; ++r) {
+      const F32 mean = broadcast(of.mean[d + r] * scale);
+#pragma GCC unroll 8
+      for (int v = 0; v < kPanelVectors; ++v) logits[v] = mulAdd(mulAdd(term[r][v], factor, mean), load(panel + (d + r) * kPanelKeys + v * kLanes), logits[v]);
+    }
   }
 }
 
@@ -89,7 +125,7 @@ Status queryStatistics(const QueryStatisticsArgs& args, Context& context) {
   if (query.dtype != DType::f32 || query.rank != 3) return shapeError(op, "query", "must be f32 [n, heads, headDim]", 3, query.rank);
   const int64_t rows = query.dims[0], heads = query.dims[1], n = query.dims[2];
   if (n > 1 && query.strides[2] != 1) return argumentError(op, "query", "must be contiguous along headDim", query.strides[2]);
-  if (2 * n > kScratchFloats) return shapeError(op, "query", "has too large a head dimension", kScratchFloats / 2, n);
+  if ((1 + kRowsAtOnce) * n > kScratchFloats) return shapeError(op, "query", "has too large a head dimension", kScratchFloats / (1 + kRowsAtOnce), n);
   if (!(args.skip >= 0)) return argumentError(op, "skip", "must be 0 or more");
   FloatRows statistics;
   TL_TRY(floatRows(op, "statistics", args.statistics, statistics));
