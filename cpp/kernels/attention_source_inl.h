@@ -76,6 +76,19 @@ struct Int4Reader {
   }
   TL_INLINE F32 operator()(int64_t d, int part) const {
     int8_t lanes[kLanes] = {};
+    if constexpr (kLanes % 8 == 0) {
+      if (part == kLanes) {
+        for (int i = 0; i < kLanes; i += 8) {  // four bytes at a time, their halves spread over eight
+          uint32_t four;
+          std::memcpy(&four, at + (d + i) / 2, sizeof(four));
+          uint64_t spread = (uint64_t(four) | uint64_t(four) << 16) & 0x0000ffff0000ffff;
+          spread = (spread | spread << 8) & 0x00ff00ff00ff00ff;
+          spread = (spread | spread << 4) & 0x0f0f0f0f0f0f0f0f;
+          std::memcpy(lanes + i, &spread, sizeof(spread));
+        }
+        return mulAdd(loadBytes(lanes), broadcast(scale[d / kInt4Group]), broadcast(minimum[d / kInt4Group]));
+      }
+    }
     for (int i = 0; i < part; i += 2) {
       const uint8_t pair = at[(d + i) / 2];
       lanes[i] = int8_t(pair & 15);
@@ -163,8 +176,12 @@ template <typename T> void pageKeysToPanel(const Source& source, int64_t first, 
 inline void int8KeysToPanel(const Source& source, int64_t first, float* panel) {
   const int8_t* from = source.pageKeys<int8_t>(first / kPanelKeys);
   const float* scales = source.pages[first / kPanelKeys]->keyScales(source.pageLayout(first / kPanelKeys));
+  F32 scale[kPanelVectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < kPanelVectors; ++v) scale[v] = load(scales + v * kLanes);
   for (int64_t d = 0; d < source.headDim; ++d, from += kPanelKeys, panel += kPanelKeys)
-    for (int j = 0; j < kPanelKeys; j += kLanes) store(panel + j, mul(loadBytes(from + j), load(scales + j)));
+#pragma GCC unroll 8
+    for (int v = 0; v < kPanelVectors; ++v) store(panel + v * kLanes, mul(loadBytes(from + v * kLanes), scale[v]));
 }
 
 inline void int4KeysToPanel(const Source& source, int64_t first, float* panel) {
@@ -175,7 +192,8 @@ inline void int4KeysToPanel(const Source& source, int64_t first, float* panel) {
     const float* minima = scales + layout.groups() * kPageTokens;
     uint8_t half[kPanelKeys];
     for (int j = 0; j < kPanelKeys; ++j) half[j] = d % 2 ? uint8_t(from[d / 2 * kPanelKeys + j] >> 4) : uint8_t(from[d / 2 * kPanelKeys + j] & 15);
-    for (int j = 0; j < kPanelKeys; j += kLanes) store(panel + j, mulAdd(loadBytes(half + j), load(scales + j), load(minima + j)));
+#pragma GCC unroll 8
+    for (int v = 0; v < kPanelVectors; ++v) store(panel + v * kLanes, mulAdd(loadBytes(half + v * kLanes), load(scales + v * kLanes), load(minima + v * kLanes)));
   }
 }
 
@@ -289,12 +307,21 @@ struct PassingBlock : Block<float> {
     valueRow = kTileWidth;
     valueColumn = kPanelKeys * kTileWidth;
   }
+  // Half a page, keys or values.
+  void fetchHalf(int64_t panel, bool valueHalf) const {
+    if (!source.pages || panel * kPanelKeys >= allKeys) return;
+    const KvLayout layout = source.pageLayout(panel);
+    const std::byte* half = valueHalf ? source.pages[panel]->values(layout) : source.pages[panel]->keys();
+    for (int64_t at = 0; at < layout.halfBytes(); at += 64) prefetch(half + at);
+  }
   void needKeys(int p) {
     const int64_t key = first + p * kPanelKeys;
+    fetchHalf(key / kPanelKeys, true);
     loadKeyPanel(source, key, int(std::min<int64_t>(allKeys - key, kPanelKeys)), Ahead{&source.values, key, allKeys}, space);
   }
   void needValues(int p) {
     const int64_t key = first + p * kPanelKeys;
+    fetchHalf(key / kPanelKeys + kBlockPanels, false);
     loadValuePanel(source, key, int(std::min<int64_t>(allKeys - key, kPanelKeys)), Ahead{&source.keys, key + kBlockKeys, allKeys}, space);
   }
   const Source& source;
