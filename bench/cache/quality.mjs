@@ -10,10 +10,10 @@ import { meanAndError, number, table } from "../report.mjs";
 import { cuts, shares } from "./policies.mjs";
 import { computed, cut as cutBehind, options } from "./sequences.mjs";
 
-const windowTokens = 1024, windowContext = 768;
+export const windowTokens = 1024, windowContext = 768;
 
 /** Log-probability of each of `ids` but the first, behind what the sequence holds, and whether it was the likeliest. */
-async function continued(sequence, ids) {
+export async function continued(sequence, ids) {
   const logProbs = [], best = [];
   for (let begin = 0; begin < ids.length; begin += scoreTokens) {
     const some = ids.slice(begin, begin + scoreTokens), targets = Int32Array.from(some, (_, i) => ids[begin + i + 1] ?? 0);

@@ -79,7 +79,6 @@ export function observePath(query: Value, cache: Value, options: ObservePathOpti
   expectRank("observePath", "query", query, 3);
   expectType("observePath", "cache", cache, "cache");
   const { layer, scale, softcap = 0, tree, logSumExp, path, count, queries, share, accumulate, keys } = options;
-  query.graph.add("observePath", {
-    inputs: { query, cache, tree, logSumExp, path, count }, outputs: { columnSums: { type: "f32", dims: [query.dims[1]!, keys] } }, parameters: { layer, scale, softcap, queries, share, accumulate },
-  });
+  const columnSums = query.graph.buffer("columnSums", "f32", [query.dims[1]!, keys]);
+  query.graph.add("observePath", { inputs: { query, cache, tree, logSumExp, path, count, columnSums }, outputs: {}, parameters: { layer, scale, softcap, queries, share, accumulate } });
 }
