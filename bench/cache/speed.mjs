@@ -27,7 +27,7 @@ function prompt(model, folder, tokens) {
   return model.tokenize(readFileSync(join(folder, "prose", "alice.txt"), "utf8")).slice(0, tokens);
 }
 
-const promptTokens = 2048, decoded = 32, rounds = 2;
+const promptTokens = 1024, decoded = 32, rounds = 3;
 
 export async function speed(model, { folder, log }) {
   const ids = prompt(model, folder, promptTokens), best = new Map(), bytes = new Map();

@@ -243,8 +243,9 @@ export class DecoderGraphs {
     const { window } = layers[index]!, columnSums = window ? undefined : observer?.columnSums, nodes = window ? undefined : observer?.nodes;
     const { out: attended, columnSums: sums, logSumExp } = cachedAttention(query, cache, { layer: index, scale: attentionScale, window, softcap: attentionSoftcap, tree, columnSums, logSumExp: nodes !== undefined });
     if (sums) observer!.sums(sums, cache, index);
-    const { window } = layers[index]!, columnSums = window ? undefined : observer?.columnSums, nodes = window ? undefined : observer?.nodes;
-    const { out: attended, columnSums: sums, logSumExp } = cachedAttention(query, cache, { layer: index, scale: attentionScale, window, softcap: attentionSoftcap, tree, columnSums, logSumExp: nodes !== undefined });
+    nodes?.(query, logSumExp!, index);
+    const wanted = (value: Value): Value => (rows ? gatherRows(value, rows) : value);
+    return this.addProjection(graph, "attentionOutput", wanted(x), Rows.of(wanted(attended.join())), layer.attentionOutput, layer.attentionPostNorm);
   }
 
   private feedForward(graph: Graph, layer: Layer, x: Value): Value {
