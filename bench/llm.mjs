@@ -1,15 +1,15 @@
 // npm run bench:llm [-- --model FILE --runs 5 --threads 1,2 --only ours|peer]
 // The same GGUF file with this package and with node-llama-cpp (in the folder that TOKENLOOM_PEERS names), interleaved, each
 // measurement in a process of its own, best of `runs`. Prints a table and writes bench/results/llm.json.
-import { execFileSync } from "node:child_process";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
-import { availableParallelism, cpus, loadavg, totalmem } from "node:os";
+import { availableParallelism } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { locateModel } from "tokenloom";
 import { measure } from "./child.mjs";
 import { machineLimits } from "./limits.mjs";
+import { commit, machine, number } from "./report.mjs";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const { values: flags } = parseArgs({
@@ -48,22 +48,12 @@ function best(answers, figure) {
   };
 }
 
-function commit() {
-  try {
-    const git = (...args) => execFileSync("git", args, { cwd: here, encoding: "utf8" }).trim();
-    return `${git("rev-parse", "--short", "HEAD")}${git("status", "--porcelain", "--untracked-files=no") === "" ? "" : " with changes"}`;
-  } catch {
-    return undefined;
-  }
-}
-
 const model = await locateModel(flags.model, { offline: true });
 const peer = peerVersion();
 const programs = ["tokenloom", ...(peer.version ? ["node-llama-cpp"] : [])];
 if (peer.missing) console.log(`node-llama-cpp is left out: ${peer.missing}\n`);
 const rows = [];
-// What else ran on the machine: above about 0.5 the figures, ratios too, say little.
-const loadBefore = loadavg()[0];
+const ranOn = machine();
 let details;
 const aborts = [];
 for (const threads of flags.threads.split(",").map(Number)) {
@@ -82,7 +72,6 @@ for (const threads of flags.threads.split(",").map(Number)) {
 }
 process.stderr.write("\n");
 
-const number = (value, digits = 0) => value.toLocaleString("en-US", { maximumFractionDigits: digits, minimumFractionDigits: digits });
 const peerRate = (row) => (row["node-llama-cpp"] ? number(row["node-llama-cpp"].tokensPerSecond) : "–");
 const ratio = (row) => (row["node-llama-cpp"] ? `${number(row.tokenloom.tokensPerSecond / row["node-llama-cpp"].tokensPerSecond, 2)}×` : "–");
 /** Every weight is read once a token: the share that this alone needs of the speed at which so many bytes can be read again and again. */
@@ -107,6 +96,5 @@ for (const { threads, loading, prompt, decoding } of aborts) {
   console.log(`| tokenloom, ${threads} thread${threads === 1 ? "" : "s"} | ${[loading, prompt, decoding].map((ms) => `${number(ms, 1)} ms`).join(" | ")} |`);
 }
 
-const machine = { cpu: cpus()[0].model.trim(), cores: availableParallelism(), memoryBytes: totalmem(), loadBefore, node: process.version, platform: `${process.platform}-${process.arch}` };
 mkdirSync(dirname(flags.out), { recursive: true });
-writeFileSync(flags.out, `${JSON.stringify({ date: new Date().toISOString(), commit: commit(), machine, model: flags.model, peer: peer.version ?? null, ...details, rows, aborts }, null, 1)}\n`);
+writeFileSync(flags.out, `${JSON.stringify({ date: new Date().toISOString(), commit: commit(), machine: ranOn, model: flags.model, peer: peer.version ?? null, ...details, rows, aborts }, null, 1)}\n`);

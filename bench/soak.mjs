@@ -5,6 +5,7 @@ import { spawnSync } from "node:child_process";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { loadModel, memory } from "tokenloom";
+import { randomNumbers } from "./random.mjs";
 
 // Again with a young generation that cannot grow: V8 would take up to 48 MB for it in the course of such a run.
 const self = fileURLToPath(import.meta.url);
@@ -16,17 +17,6 @@ const { values: flags } = parseArgs({
 const wanted = Number(flags.tokens);
 const atOnce = 4;
 const growthLimit = 8e6;
-
-/** mulberry32: the same seed gives the same soak. */
-function randomNumbers(seed) {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
 
 const random = randomNumbers(Number(flags.seed));
 const between = (low, high) => low + Math.floor(random() * (high - low + 1));

@@ -3,20 +3,10 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { memory } from "tokenloom";
+import { randomNumbers } from "../random.mjs";
 import { number } from "../report.mjs";
 
 const wanted = 1000, openAtMost = 24, prefixes = 4, tails = 6, written = 6, seed = 1;
-
-/** mulberry32: the same seed gives the same order. */
-function randomNumbers(start) {
-  let state = start >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
 
 /** Texts of which every six begin alike, on and off page boundaries. */
 function texts(model, folder) {
