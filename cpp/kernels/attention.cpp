@@ -268,7 +268,7 @@ Status observePath(const ObservePathArgs& args, Context& context) {
         const PathContext node{{all, step, layer}, args.path.as<int32_t>()[k]};
         Problem one = problem;
         one.context = &node;
-        columnSums(one, head, i / problem.units, rows, context.pool.scratch(thread));
+        sumsOfChunk(one, head, i / problem.units, rows, context.pool.scratch(thread));
         const int64_t unseen = k > from ? last : args.accumulate != 0 ? std::max(before, first) : first;  // tokens without a score
         if (unseen < last) std::fill(scores + unseen, scores + last, 0.0f);
         if (first < last)

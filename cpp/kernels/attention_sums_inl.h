@@ -7,12 +7,12 @@
 namespace tl::TL_TARGET {
 
 constexpr int64_t kKeptFloats = (int64_t(kScratchBytes) - kTileBytes) / int64_t(sizeof(float)), kKeptUnits = 4096;
-constexpr int64_t kLeastKeptRows = 2 * kGroupRows;  // fewer may be split by keys, where no thread has all of a row's weights
+constexpr int64_t kLeastKeptQueries = 16;  // fewer may be split by keys, where no thread has all of a row's weights
 
 // How many rows' weights fit beside a tile; 0 where they are not kept.
 inline int64_t keptRows(const Problem& problem, const Unit& unit) {
-  const int64_t rows = std::min(problem.columnQueries, unit.queries) * problem.group, padded = roundUp(unit.keys, kBlockKeys);
-  if (!problem.columnSums || rows < kLeastKeptRows || problem.units > kKeptUnits || unit.mask.shape == MaskShape::path) return 0;
+  const int64_t padded = roundUp(unit.keys, kBlockKeys);
+  if (!problem.columnSums || std::min(problem.columnQueries, unit.queries) < kLeastKeptQueries || problem.units > kKeptUnits || unit.mask.shape == MaskShape::path) return 0;
   return (kKeptFloats - kKeptUnits) / (padded + padded / kBlockKeys) / kGroupRows * kGroupRows;
 }
 
