@@ -141,7 +141,7 @@ export async function needles(model, { folder, log }) {
       const some = values.filter((asked) => asked.kind === kind), { mean, error } = meanAndError(some.map((asked) => asked.logLikelihood));
       return { questions: some.length, found: some.filter(({ found }) => found).length / some.length, logLikelihood: mean, logLikelihoodError: error };
     };
-    return { ...cut, stored: ofKind("stored"), single: ofKind("single"), multi: ofKind("multi"), each: values };
+    return { ...cut, stored: ofKind("stored"), single: ofKind("single"), multi: ofKind("multi") };
   });
 }
 
