@@ -13,10 +13,9 @@ export interface EmbedFlags extends CommonOptions {
 
 /** `tokenloom embed MODEL [FILE…]`: a vector a line, or with --json one object with all of them. */
 export async function embed(name: string, files: readonly string[], flags: EmbedFlags): Promise<void> {
-  const library = await openLibrary(flags);
+  const library = await openLibrary(flags), reduce = flags.reduce === undefined ? undefined : readReduction(library, flags.reduce);
   const signal = interruptSignal();
   using model = await openEncoder(library, name, flags, signal);
-  const reduce = flags.reduce === undefined ? undefined : readReduction(library, flags.reduce, model.config.layers);
   const inputs = model.config.image ? files : await readLines(files);
   if (inputs.length === 0) throw new UsageError(model.config.image ? "Expected at least one image" : "Expected at least one line of text");
   const options = { signal, reduce, pool: flags.pool, truncate: flags.truncate ?? false, ...(model.config.saliency && { saliency: false }) };

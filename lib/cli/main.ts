@@ -98,27 +98,11 @@ function describeProgram(): Command {
   command(program, "embed", "vectors of texts, one a line, or of images")
     .argument("<model>", "path or name of an encoder: BERT, MiniLM, bge, ViT, DINOv2, CLIP, SigLIP")
     .argument("[files...]", "images; or one file of texts, UTF-8, a line each; standard input where none is given")
-    .option("--reduce <name:n>", "fewer tokens on the way, such as toMe:13")
+    .option("--reduce <name:n>", "merge tokens on the way, such as toMe:13")
     .addOption(new Option("--pool <how>", "how one vector is made of tokens (default: as the model was trained)").choices(["cls", "mean", "max", "attention"]))
     .addOption(new Option("--weights <type>", "how weights are kept").choices(["f32", "bf16", "int8"]))
     .option("--truncate", "cut texts that are too long")
     .action(async (model, files, options) => (await import("./embed.js")).embed(model, files, options));
-
-  command(program, "see", "draw which patches of an image become one token, and what that does to the answer")
-    .argument("<model>", "path or name of an image encoder")
-    .argument("<image>", "the picture")
-    .requiredOption("--reduce <name:n>", "such as toMe:13 or eVit:0.7@3,6,9")
-    .requiredOption("--out <file>", "where to draw: .png or .svg")
-    .action(async (model, image, options) => (await import("./see.js")).see(model, image, options));
-
-  command(program, "compare", "every reduction on the same images: an HTML table with pictures, tokens, times and agreement")
-    .argument("<model>", "path or name of an image encoder")
-    .argument("<images...>", "the pictures")
-    .option("--reduce <name:n>", "only this one; may be given several times", append)
-    .option("--runs <n>", "best of so many", integer, 3)
-    .option("--pictures <n>", "draw only the first so many", integer)
-    .requiredOption("--out <file>", "the HTML file")
-    .action(async (model, images, options) => (await import("./compare.js")).compare(model, images, options));
 
   command(program, "bench", "measure this machine on a model")
     .argument("<model>", "path or name of a model")
