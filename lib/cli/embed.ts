@@ -13,12 +13,12 @@ export interface EmbedFlags extends CommonOptions {
 
 /** `tokenloom embed MODEL [FILE…]`: a vector a line, or with --json one object with all of them. */
 export async function embed(name: string, files: readonly string[], flags: EmbedFlags): Promise<void> {
-  const library = await openLibrary(flags), reduce = flags.reduce === undefined ? undefined : readReduction(library, flags.reduce);
+  const library = await openLibrary(flags), make = flags.reduce === undefined ? undefined : readReduction(library, flags.reduce);
   const signal = interruptSignal();
   using model = await openEncoder(library, name, flags, signal);
   const inputs = model.config.image ? files : await readLines(files);
   if (inputs.length === 0) throw new UsageError(model.config.image ? "Expected at least one image" : "Expected at least one line of text");
-  const options = { signal, reduce, pool: flags.pool, truncate: flags.truncate ?? false, ...(model.config.saliency && { saliency: false }) };
+  const options = { signal, reduce: make?.(model.config.layers), pool: flags.pool, truncate: flags.truncate ?? false, ...(model.config.saliency && { saliency: false }) };
   const started = performance.now(), results = await model.encode(inputs, options), ms = performance.now() - started;
   if (flags.json) await printJson({ model: model.name, dimension: model.config.dimension, embeddings: results.map((result, i) => describe(inputs[i]!, result)) });
   else for (const { embedding } of results) await write(process.stdout, `${Array.from(embedding.data, (value) => Number(value.toPrecision(7))).join(" ")}\n`);

@@ -2,6 +2,7 @@
 import { createRequire } from "node:module";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { drafterNames } from "./drafters.js";
+import { reductionHelp } from "./reductions.js";
 import { fail, quietOnBrokenPipe } from "./terminal.js";
 
 const isas = ["scalar", "avx2", "avx512", "avx512bf16", "neon"];
@@ -98,11 +99,18 @@ function describeProgram(): Command {
   command(program, "embed", "vectors of texts, one a line, or of images")
     .argument("<model>", "path or name of an encoder: BERT, MiniLM, bge, ViT, DINOv2, CLIP, SigLIP")
     .argument("[files...]", "images; or one file of texts, UTF-8, a line each; standard input where none is given")
-    .option("--reduce <name:n>", "merge tokens on the way, such as toMe:13")
+    .option("--reduce <name:n>", reductionHelp)
     .addOption(new Option("--pool <how>", "how one vector is made of tokens (default: as the model was trained)").choices(["cls", "mean", "max", "attention"]))
     .addOption(new Option("--weights <type>", "how weights are kept").choices(["f32", "bf16", "int8"]))
     .option("--truncate", "cut texts that are too long")
     .action(async (model, files, options) => (await import("./embed.js")).embed(model, files, options));
+
+  command(program, "see", "draw an image's tokens, and its saliency, before and after a reduction")
+    .argument("<model>", "path or name of an encoder of images")
+    .argument("<image>", "path of an image")
+    .option("--reduce <name:n>", reductionHelp, "toMe:13")
+    .requiredOption("--out <file>", "where to write the PNG")
+    .action(async (model, image, options) => (await import("./see.js")).see(model, image, options));
 
   command(program, "bench", "measure this machine on a model")
     .argument("<model>", "path or name of a model")

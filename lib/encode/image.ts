@@ -66,3 +66,9 @@ export async function toPixels(name: string, image: ImageInput, { height, width,
     throw new ArgumentError(name, `Expected an image that can be read for ${name} but ${(cause as Error).message}`);
   }
 }
+
+/** Writes RGB pixels as a PNG, each of them `zoom` × `zoom` large. */
+export async function writePng(path: string, data: Uint8Array, size: { readonly width: number; readonly height: number }, zoom = 1): Promise<void> {
+  const sharp = await sharpLibrary();
+  await sharp(data, { raw: { ...size, channels: 3 } }).resize(size.width * zoom, size.height * zoom, { kernel: "nearest" }).png().toFile(path);
+}
