@@ -112,6 +112,13 @@ function describeProgram(): Command {
     .requiredOption("--out <file>", "where to write the PNG")
     .action(async (model, image, options) => (await import("./see.js")).see(model, image, options));
 
+  command(program, "compare", "all reductions on images: an HTML table with pictures, times, tokens and agreement")
+    .argument("<model>", "path or name of an encoder of images")
+    .argument("<images...>", "paths of images")
+    .option("--reduce <name:n>", `${reductionHelp}; may be given several times`, append)
+    .option("--out <file>", "where to write the table", "compare.html")
+    .action(async (model, images, options) => (await import("./compare.js")).compare(model, images, options));
+
   command(program, "bench", "measure this machine on a model")
     .argument("<model>", "path or name of a model")
     .option("--prompt-tokens <n>", "length of the prompt (default: 512, or what the context holds)", integer)

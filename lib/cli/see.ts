@@ -1,5 +1,6 @@
+import { writeFile } from "node:fs/promises";
 import type { Encoding } from "../index.js";
-import { toPixels, writePng } from "../encode/image.js";
+import { toPixels, toPng } from "../encode/image.js";
 import type { ImageConfig } from "../models/encoder-config.js";
 import { openEncoder, openLibrary, type CommonOptions } from "./library.js";
 import { readReduction } from "./reductions.js";
@@ -24,7 +25,7 @@ export async function see(name: string, image: string, flags: SeeFlags): Promise
   };
   const before = await timed({}), after = await timed({ reduce });
   const panels = [pixels, tokenPatches(pixels, after.seen.source.data, config), ...[before, after].flatMap(({ seen: { saliency } }) => (saliency ? [heat(pixels, saliency.data)] : []))];
-  await writePng(flags.out, tiled(panels, config, 2), { width: 2 * (config.width + gap) - gap, height: (panels.length / 2) * (config.height + gap) - gap }, 2);
+  await writeFile(flags.out, await toPng(tiled(panels, config, 2), { width: 2 * (config.width + gap) - gap, height: (panels.length / 2) * (config.height + gap) - gap }, 2));
   const facts = { model: model.name, reduce: flags.reduce, tokens: before.seen.tokens.shape[0], tokensLeft: after.seen.tokens.shape[0], ms: before.ms, msReduced: after.ms, agreement: agreement(before.seen, after.seen), out: flags.out };
   if (flags.json) return printJson(facts);
   await write(process.stdout, `${facts.tokens} → ${facts.tokensLeft} tokens, ${before.ms.toFixed(0)} → ${after.ms.toFixed(0)} ms, ${facts.agreement.toFixed(4)} agreement (${before.seen.saliency ? "Pearson of the saliency maps" : "cosine of the embeddings"}); ${flags.out}\n`);
@@ -79,7 +80,7 @@ export function heat(pixels: Uint8Array, map: Float32Array): Uint8Array {
 const gap = 4;
 
 /** Pictures of one size side by side, `columns` in a row, on white. */
-export function tiled(panels: readonly Uint8Array[], { height, width }: ImageConfig, columns: number): Uint8Array {
+function tiled(panels: readonly Uint8Array[], { height, width }: ImageConfig, columns: number): Uint8Array {
   const rows = Math.ceil(panels.length / columns), across = columns * (width + gap) - gap, out = new Uint8Array(across * (rows * (height + gap) - gap) * 3).fill(255);
   panels.forEach((panel, i) => {
     const left = (i % columns) * (width + gap), top = Math.floor(i / columns) * (height + gap);

@@ -67,8 +67,8 @@ export async function toPixels(name: string, image: ImageInput, { height, width,
   }
 }
 
-/** Writes RGB pixels as a PNG, each of them `zoom` × `zoom` large. */
-export async function writePng(path: string, data: Uint8Array, size: { readonly width: number; readonly height: number }, zoom = 1): Promise<void> {
+/** RGB pixels as a PNG, each of them `zoom` × `zoom` large. */
+export async function toPng(data: Uint8Array, size: { readonly width: number; readonly height: number }, zoom = 1): Promise<Buffer> {
   const sharp = await sharpLibrary();
-  await sharp(data, { raw: { ...size, channels: 3 } }).resize(size.width * zoom, size.height * zoom, { kernel: "nearest" }).png().toFile(path);
+  return sharp(data, { raw: { ...size, channels: 3 } }).resize(size.width * zoom, size.height * zoom, { kernel: "nearest" }).png().toBuffer();
 }

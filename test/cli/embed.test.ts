@@ -1,3 +1,4 @@
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import sharp from "sharp";
 import t from "tap";
@@ -29,6 +30,23 @@ t.test("embed reads images and merges tokens", async (t) => {
   t.ok(largestDifference(JSON.parse(stdout).embeddings[0].embedding, wanted) < 2e-5);
   const merged = await tokenloom(["embed", join(encoderFolder, "vit"), image, "--json", "--reduce", "toMe:2"]);
   t.equal(JSON.parse(merged.stdout).embeddings[0].tokensLeft, 6);
+});
+
+t.test("see and compare draw tokens", async (t) => {
+  const folder = scratch(t), image = folder.write("image.png", await sharp({ create: { width: 50, height: 40, channels: 3, background: { r: 200, g: 60, b: 60 } } }).png().toBuffer());
+  const vit = join(encoderFolder, "vit"), out = join(folder.path, "tokens.png"), page = join(folder.path, "table.html");
+  const seen = await tokenloom(["see", vit, image, "--reduce", "toMe:2", "--out", out, "--json"]);
+  t.equal(seen.code, 0, seen.stderr);
+  const { tokens, tokensLeft } = JSON.parse(seen.stdout) as { tokens: number; tokensLeft: number };
+  t.same([tokens, tokensLeft], [10, 6]);
+  const { width, height } = await sharp(out).metadata();
+  t.same([width, height], [2 * (24 + 4 + 24), 2 * 24], "two panels, each pixel twice as large");
+  const compared = await tokenloom(["compare", vit, image, "--reduce", "toMe:2", "--reduce", "divPrune:0.5", "--out", page, "--json"]);
+  t.equal(compared.code, 0, compared.stderr);
+  const { rows } = JSON.parse(compared.stdout) as { rows: { method: string; tokens: number; agreement: number }[] };
+  t.same(rows.map(({ method }) => method), ["none", "toMe:2", "divPrune:0.5"]);
+  t.ok(Math.abs(rows[0]!.agreement - 1) < 1e-6);
+  t.match(readFileSync(page, "utf8"), /<td>toMe:2<td>image\.png<td>6<td>.*data:image\/png;base64/);
 });
 
 t.test("wrong use of embed", async (t) => {
