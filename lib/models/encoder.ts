@@ -33,7 +33,7 @@ export function keptTokens(reduce: Reduction | undefined, layers: number, tokens
   let now = tokens;
   return Array.from({ length: layers }, (_, layer) => {
     const next = reduce === undefined ? now : now.map((count) => reduce.keep(count, { layer, layers }));
-    const same = next.every((count, i) => count === now[i]);
+    const same = reduce?.dataDependent ? reduce.acts?.(layer) === false : next.every((count, i) => count === now[i]);
     now = next;
     return same ? undefined : next;
   });

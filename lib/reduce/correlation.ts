@@ -1,6 +1,7 @@
 import { numberOption } from "../check.js";
 import { invalidArgument } from "../errors.js";
 import { bipartiteMatch, keepTokens, keptMap, uniqueRows } from "../ops/reduce.js";
+import { checkLayers } from "./schedule.js";
 import { applyMap, checkSpecialTokens, needed, type Reduction } from "./reduction.js";
 
 export const method = {
@@ -15,6 +16,8 @@ export interface CorrelationGuidedOptions {
   readonly merge?: boolean;
   /** Token 0 is a class token: it stays, alone; false. */
   readonly classToken?: boolean;
+  /** Layers in which tokens go, from 0; all by default. */
+  readonly layers?: readonly number[];
 }
 
 /**
@@ -24,15 +27,17 @@ export interface CorrelationGuidedOptions {
  */
 export function correlationGuided(options: CorrelationGuidedOptions = {}): Reduction {
   if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object", options);
-  const { merge = false } = options, { classToken } = checkSpecialTokens(options, false), threshold = numberOption("options.threshold", options.threshold, 0.8, -1, 1), first = Number(classToken);
+  const { merge = false, layers: only } = options, { classToken } = checkSpecialTokens(options, false), threshold = numberOption("options.threshold", options.threshold, 0.8, -1, 1), first = Number(classToken);
+  checkLayers("options.layers", only);
   if (typeof merge !== "boolean") throw invalidArgument("options.merge", "a boolean", merge);
   return {
     name: "correlationGuided",
-    key: `correlationGuided ${threshold} ${merge} ${classToken}`,
+    key: `correlationGuided ${threshold} ${merge} ${classToken} ${only}`,
     needs: { metric: true, scores: true },
     proportional: false,
     dataDependent: true,
     keep: (tokens) => tokens,
+    acts: (layer) => only === undefined || only.includes(layer),
     apply(tokens, { rows, metric = tokens.x, scores: given }) {
       const scores = needed("correlationGuided", "scores", given), { bounds } = tokens;
       const { counts } = uniqueRows(metric, bounds, threshold), kept = keepTokens(scores, bounds, counts, { first });

@@ -46,7 +46,7 @@ export interface ReducedRows extends TokenRows {
 /**
  * A way to go on with fewer tokens, between attention and MLP of an encoder's blocks. In a block the encoder
  *  1. adds ln(sizes) to the logits of each key where `proportional` (logSizes() is attention's `bias`),
- *  2. asks keep(): where it answers what is there, nothing happens; else
+ *  2. asks keep(), or acts() where the count depends on data: where nothing goes, nothing happens; else
  *  3. calls apply() and goes on with what that returns.
  */
 export interface Reduction {
@@ -59,8 +59,11 @@ export interface Reduction {
   readonly proportional: boolean;
   /** How many of a sequence's tokens stay in this layer; at most so many where `dataDependent`. */
   keep(tokens: number, at: { readonly layer: number; readonly layers: number }): number;
+  /** keep() is an upper bound: memory and work are planned for it, bounds tell what is left. */
   readonly dataDependent: boolean;
-  /** Adds ops to the graph of `tokens`; called only where keep() is below what is there. */
+  /** Of a data-dependent one: whether it does something in a layer; absent: in all. */
+  acts?(layer: number): boolean;
+  /** Adds ops to the graph of `tokens`; called only where something may go. */
   apply(tokens: TokenRows, context: ReductionContext): ReducedRows;
 }
 
