@@ -1,7 +1,7 @@
 // npm run bench:encoders [-- --runs 5 --threads 2 --only images,texts]
 // DINOv2-S and MiniLM beside onnxruntime-node and PyTorch on the same weights and threads, interleaved, best of `runs`. TOKENLOOM_PEERS is
 // a folder with onnxruntime-node, TOKENLOOM_PYTHON a Python with torch, transformers and onnx (which exports the models); a peer that is
-// missing is left out with its reason. TOKENLOOM_MODELS holds all-MiniLM-L6-v2, TOKENLOOM_SHARED the DINOv2 model and images.
+// missing is left out with its reason. Beside rates stands the time that cores worked, which others that run at the time hardly change. TOKENLOOM_MODELS holds all-MiniLM-L6-v2, TOKENLOOM_SHARED the DINOv2 model and images.
 // Texts come as strings here and as token ids, padded, at the peers; images as decoded pixels. Writes bench/results/encoders.json.
 import { fork } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -41,12 +41,12 @@ class Onnx {
 
 const torch = await Torch.start("encoders.py"), onnx = await Onnx.start();
 
-/** The peer's seconds, or undefined, its reason told once. */
+/** The peer's times, or undefined, its reason told once. */
 const told = new Set();
-async function seconds(peer, name, request) {
+async function timesOf(peer, name, request) {
   if (!peer.version || told.has(`${name} ${request.title}`)) return undefined;
   const answer = await peer.ask(request);
-  if (answer.seconds !== undefined) return answer.seconds;
+  if (answer.seconds !== undefined) return answer;
   told.add(`${name} ${request.title}`);
   console.log(`${name} left out of ${request.title}: ${answer.error}`);
   return undefined;
@@ -62,26 +62,30 @@ async function exported(kind, model, extra) {
 
 /** All sides by turns; a first round warms up. `mine` are ways to run here, by name. */
 async function compare({ title, count, mine, torchCase, onnxCase, goals }) {
-  const best = {}, note = (name, time) => (best[name] = Math.min(best[name] ?? Infinity, time)), cores = {};
+  const best = {}, cores = {}, least = (into, name, time) => (into[name] = Math.min(into[name] ?? Infinity, time));
   for (let run = 0; run <= runs; run++) {
     for (const [name, work] of Object.entries(mine)) {
       const used = process.cpuUsage(), began = performance.now();
       await work();
       const time = (performance.now() - began) / 1e3, { user, system } = process.cpuUsage(used);
       if (run > 0) {
-        note(name, time);
-        cores[name] = Math.min(cores[name] ?? Infinity, (user + system) / 1e6);
+        least(best, name, time);
+        least(cores, name, (user + system) / 1e6);
       }
     }
-    const peers = { onnxruntime: onnxCase && (await seconds(onnx, "onnxruntime", { ...onnxCase, title, threads })), PyTorch: await seconds(torch, "PyTorch", { ...torchCase, title, threads }) };
-    for (const [name, time] of Object.entries(peers)) if (run > 0 && time !== undefined) note(name, time);
+    const peers = { onnxruntime: onnxCase && (await timesOf(onnx, "onnxruntime", { ...onnxCase, title, threads })), PyTorch: await timesOf(torch, "PyTorch", { ...torchCase, title, threads }) };
+    for (const [name, times] of Object.entries(peers)) {
+      if (run === 0 || times === undefined) continue;
+      least(best, name, times.seconds);
+      least(cores, name, times.coreSeconds);
+    }
   }
-  const rate = (name) => (best[name] === undefined ? undefined : count / best[name]), ratio = (name, peer) => (best[peer] === undefined ? undefined : best[peer] / best[name]);
+  const rate = (name) => (best[name] === undefined ? undefined : count / best[name]), ratio = (of, name, peer) => (of[peer] === undefined ? undefined : of[peer] / of[name]);
   for (const name of Object.keys(mine)) {
-    const row = { title, how: name, rate: rate(name), seconds: best[name], coreSeconds: cores[name], onnxruntime: rate("onnxruntime"), pytorch: rate("PyTorch"), ofOnnxruntime: ratio(name, "onnxruntime"), ofPytorch: ratio(name, "PyTorch"), goal: goals[name] ?? null };
+    const row = { title, how: name, rate: rate(name), seconds: best[name], coreSeconds: cores[name], onnxruntime: rate("onnxruntime"), pytorch: rate("PyTorch"), ofOnnxruntime: ratio(best, name, "onnxruntime"), ofPytorch: ratio(best, name, "PyTorch"), coreOfOnnxruntime: ratio(cores, name, "onnxruntime"), coreOfPytorch: ratio(cores, name, "PyTorch"), goal: goals[name] ?? null };
     rows.push(row);
     const show = (x, digits = 1) => (x === undefined ? "" : x.toFixed(digits)), times = (x) => (x === undefined ? "" : `${x.toFixed(2)}×`);
-    console.log(`| ${title} | ${name} | ${show(row.rate)} | ${show(row.onnxruntime)} | ${show(row.pytorch)} | ${times(row.ofOnnxruntime)} | ${times(row.ofPytorch)} | ${goals[name] ?? ""} |`);
+    console.log(`| ${title} | ${name} | ${show(row.rate)} | ${show(row.onnxruntime)} | ${show(row.pytorch)} | ${times(row.ofOnnxruntime)} | ${times(row.ofPytorch)} | ${times(row.coreOfOnnxruntime)} | ${times(row.coreOfPytorch)} | ${goals[name] ?? ""} |`);
   }
 }
 
@@ -146,7 +150,7 @@ async function texts() {
 try {
   const { flops } = machineLimits(threads), peak = flops && flops * threads;
   console.log(`${cpus()[0].model}, ${threads} threads, ${systemInfo().isa}; peak ${peak ? `${(peak / 1e9).toFixed(0)} GFLOP/s f32` : "unknown"}; onnxruntime-node ${onnx.version ?? `left out: ${onnx.missing}`}; PyTorch ${torch.version ?? `left out: ${torch.missing}`}`);
-  console.log("\n| what | tokenloom | rate | onnxruntime | PyTorch | of onnxruntime | of PyTorch | goal |\n|---|---|---|---|---|---|---|---|");
+  console.log("\n| what | tokenloom | rate | onnxruntime | PyTorch | of onnxruntime | of PyTorch | core time: of onnxruntime | of PyTorch | goal |\n|---|---|---|---|---|---|---|---|---|---|");
   const missing = [["images", dino], ["texts", miniLm]].filter(([part, path]) => only.has(part) && !existsSync(path));
   for (const [part, path] of missing) console.log(`${part} left out: there is no ${path}`);
   if (only.has("texts") && existsSync(miniLm)) await texts();
