@@ -6,7 +6,7 @@
 namespace tl::test {
 namespace {
 
-enum Kind { silu, geluTanh, gelu, relu, sigmoid, hyperbolicTangent, kinds };
+enum Kind { silu, geluTanh, gelu, relu, sigmoid, hyperbolicTangent, quickGelu, kinds };
 
 double activationOf(int kind, double x) {
   switch (kind) {
@@ -15,6 +15,7 @@ double activationOf(int kind, double x) {
     case gelu: return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
     case relu: return x > 0 ? x : 0;
     case sigmoid: return 1 / (1 + std::exp(-x));
+    case quickGelu: return x / (1 + std::exp(-1.702 * x));
     default: return std::tanh(x);
   }
 }
@@ -210,7 +211,7 @@ TEST(GatherRows, CopiesExactlyAndChecksFirst) {
     Guarded<float> x(5 * width), out(3 * width);
     fill(x, 6);
     x[2 * width] = kNaN;
-    Guarded<int32_t> index = {4, 2, 2}, wrong = {1, 5, 0}, negative = {1, -1, 0};
+    Guarded<int32_t> index = {4, 2, 2}, wrong = {1, 5, 0}, negative = {1, -2, 0};
     TL_EXPECT_OK(run(*table, Op::gatherRows, GatherRowsArgs{view(x.data(), {5, width}), row(index), view(out.data(), {3, width})}));
     EXPECT_TRUE(out.intact());
     for (int64_t i = 0; i < 3; ++i) EXPECT_EQ(std::memcmp(out.data() + i * width, x.data() + index[i] * width, size_t(width) * 4), 0);
@@ -225,7 +226,7 @@ TEST(Activation, RefusesWhatDoesNotFit) {
   const KernelTable& table = *kernelTable(Isa::scalar);
   Guarded<float> x(12), out(12);
   const View rows = view(x.data(), {3, 4});
-  EXPECT_EQ(run(table, Op::activation, ActivationArgs{rows, rows, 6}).code, Code::argument);
+  EXPECT_EQ(run(table, Op::activation, ActivationArgs{rows, rows, 7}).code, Code::argument);
   EXPECT_EQ(run(table, Op::activation, ActivationArgs{rows, rows, double(kNaN)}).code, Code::argument);
   EXPECT_EQ(run(table, Op::gatedActivation, GatedActivationArgs{view(x.data(), {4, 3}), view(out.data(), {4, 1}), 0}).code, Code::shape);
   EXPECT_EQ(run(table, Op::gatedActivation, GatedActivationArgs{rows, rows, 0}).code, Code::shape);
