@@ -3,6 +3,7 @@ import type { CompiledGraph } from "../graph/compile.js";
 /** The graphs of a model, each compiled at first use. Beyond `limit` those go that were not used for longest. */
 export class GraphCache {
   private readonly made = new Map<string, Promise<CompiledGraph>>();
+  private readonly ready = new Map<Promise<CompiledGraph>, CompiledGraph>();
   private disposed = false;
 
   constructor(private readonly limit = Infinity) {}
@@ -11,9 +12,9 @@ export class GraphCache {
     let graph = this.made.get(key);
     if (graph) this.made.delete(key);
     else {
-      graph = make();
+      const making = (graph = make());
       // One that is finished after dispose() is freed then.
-      graph.then((compiled) => this.disposed && compiled.dispose(), () => this.made.delete(key));
+      making.then((compiled) => (this.disposed ? compiled.dispose() : this.ready.set(making, compiled)), () => this.made.delete(key));
     }
     this.made.set(key, graph);
     if (this.made.size > this.limit) {
@@ -25,7 +26,10 @@ export class GraphCache {
   }
 
   private free(graph: Promise<CompiledGraph>): void {
-    void graph.then((compiled) => compiled.dispose(), () => undefined);
+    const compiled = this.ready.get(graph);
+    this.ready.delete(graph);
+    if (compiled) compiled.dispose(); // at once: a model's weights are free when its dispose() returns
+    else void graph.then((late) => late.dispose(), () => undefined);
   }
 
   dispose(): void {
