@@ -51,7 +51,7 @@ tl::View rowsView(void* data, tl::DType type, int64_t rows, int64_t columns) {
 struct Operands {
   std::vector<float> x, out;
   std::vector<uint8_t> quantized;
-  tl::MatmulArgs args;
+  tl::MatmulArgs args{};
 
   Operands(tl::PackedWeight& weight, int64_t n) : x(size_t(n * weight.columns), 0.5f), out(size_t(n * weight.rows)) {
     const bool integer = weight.blockSize != 0;

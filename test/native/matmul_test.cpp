@@ -118,7 +118,7 @@ struct Epilogue {
 
 std::vector<float> multiply(const tl::KernelTable& table, const tl::PackedWeight& weight, const Activations& x, int64_t first, int64_t count, int threads, const Epilogue& extra = {}) {
   std::vector<float> out(size_t(count * weight.rows), -77.0f);
-  tl::MatmulArgs args;
+  tl::MatmulArgs args{};
   args.x = x.view(weight.blockSize != 0, first, count);
   args.weight = rowsView(&weight, tl::DType::packed, weight.rows, weight.columns);
   args.out = rowsView(out.data(), tl::DType::f32, count, weight.rows);
@@ -264,7 +264,7 @@ TEST(Matmul, RefusesWrongOperands) {
     const Activations x(2, 64, random);
     std::vector<float> out(64);
     const auto run = [&](auto change) {
-      tl::MatmulArgs args;
+      tl::MatmulArgs args{};
       args.x = x.view(true, 0, 2);
       args.weight = rowsView(&weight, tl::DType::packed, 20, 64);
       args.out = rowsView(out.data(), tl::DType::f32, 2, 20);

@@ -199,9 +199,9 @@ TEST(Sample, RefusesWrongOptions) {
   EXPECT_EQ(draw(table, logits, {}, -1).status.code, Code::argument);
   EXPECT_EQ(draw(table, logits, {.repeatPenalty = 2}, 0, &history).status.code, Code::argument);
   EXPECT_EQ(draw(table, logits, {.repeatPenalty = 2}, 0, &negative).status.code, Code::argument);
-  std::vector<float> huge(600000);
+  std::vector<float> huge(1200000);
   int32_t token;
-  EXPECT_EQ(run(table, Op::sample, SampleArgs{view(huge.data(), {1, 600000}), {}, view(&token, {1}), {}, 1, 0, 1, 0, 1, 1, 1, 1}).code, Code::argument);
+  EXPECT_EQ(run(table, Op::sample, SampleArgs{view(huge.data(), {1, 1200000}), {}, view(&token, {1}), {}, 1, 0, 1, 0, 1, 1, 1, 1}).code, Code::argument);
 }
 
 TEST(Sample, LargeVocabularies) {
