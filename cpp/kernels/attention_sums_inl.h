@@ -11,7 +11,7 @@ constexpr int64_t kLeastKeptQueries = 16;  // fewer may be split by keys, where 
 
 // How many rows' weights fit beside a tile; 0 where they are not kept.
 inline int64_t keptRows(const Problem& problem, const Unit& unit) {
-  const int64_t padded = roundUp(unit.keys, kBlockKeys);
+  const int64_t padded = roundUp(std::max<int64_t>(unit.keys, 1), kBlockKeys);
   if (!problem.columnSums || std::min(problem.columnQueries, unit.queries) < kLeastKeptQueries || problem.units > kKeptUnits || unit.mask.shape == MaskShape::path) return 0;
   return (kKeptFloats - kKeptUnits) / (padded + padded / kBlockKeys) / kGroupRows * kGroupRows;
 }
