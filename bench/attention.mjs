@@ -10,11 +10,12 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { memory, ops, systemInfo, tensor } from "tokenloom";
 import { machineLimits } from "./limits.mjs";
+import { commit, machine } from "./report.mjs";
 import { Torch } from "./torch.mjs";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const { values: flags } = parseArgs({ options: { runs: { type: "string", default: "7" }, threads: { type: "string", default: String(systemInfo().cores) }, only: { type: "string", default: "prefill,decode,tree,variants" } } });
-const runs = Number(flags.runs), threads = Number(flags.threads);
+const ranOn = machine(), runs = Number(flags.runs), threads = Number(flags.threads);
 
 function random(length, seed) {
   let state = seed >>> 0;
@@ -123,5 +124,5 @@ if (only.has("variants")) {
 }
 console.log(`\nNative memory beside operands and results: ${memory().arena + memory().scratch} bytes, whatever the number of keys and queries.`);
 mkdirSync(join(here, "results"), { recursive: true });
-writeFileSync(join(here, "results", "attention.json"), `${JSON.stringify({ machine: cpus()[0].model, isa: systemInfo().isa, threads, peakFlops: peak, bandwidth, pytorch: torch.version ?? null, node: process.version, rows }, null, 1)}\n`);
+writeFileSync(join(here, "results", "attention.json"), `${JSON.stringify({ date: new Date().toISOString(), commit: commit(), machine: ranOn, isa: systemInfo().isa, threads, peakFlops: peak, bandwidth, pytorch: torch.version ?? null, rows }, null, 1)}\n`);
 torch.stop?.();

@@ -3,13 +3,14 @@
 // that TOKENLOOM_PEERS names) beside its own plain decoding; interleaved, each in a process of its own, best of `runs`.
 // Drafters have seen one prompt of each other kind before (their state is meant to be kept). Writes bench/results/draft.json.
 import { existsSync, mkdirSync, writeFileSync } from "node:fs";
-import { availableParallelism, cpus, loadavg } from "node:os";
+import { availableParallelism } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { loadModel, locateModel } from "tokenloom";
 import { measure } from "./child.mjs";
 import { kinds } from "./peers/draft-prompts.mjs";
+import { commit, machine, number, table } from "./report.mjs";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const all = ["tokenRecycling", "promptLookup", "suffixLookup", "lookahead", "draftModel", "combine"];
@@ -32,7 +33,7 @@ if (peers.length === 0) console.log("node-llama-cpp is left out: TOKENLOOM_PEERS
 
 const tokenizer = await loadModel(path, { offline: true });
 const idsOf = (prompt) => tokenizer.tokenize(tokenizer.applyChatTemplate([{ role: "user", content: prompt }], { addGenerationPrompt: true }), { special: true, bos: tokenizer.tokenizer.addBos });
-const loadBefore = loadavg()[0], rows = [];
+const ranOn = machine(), rows = [];
 for (const kind of flags.kinds.split(",")) {
   const prompts = kinds[kind], warm = Object.entries(kinds).filter(([name]) => name !== kind).map(([, [first]]) => first);
   const ours = new Map(), theirs = new Map();
@@ -58,18 +59,17 @@ for (const kind of flags.kinds.split(",")) {
 tokenizer.dispose();
 process.stderr.write("\n");
 
-const number = (value, digits = 2) => (value === undefined ? "–" : value.toLocaleString("en-US", { maximumFractionDigits: digits, minimumFractionDigits: digits }));
-console.log("| prompts | engine | drafts | tokens/s | speed-up | tokens a step | nodes a step | time in drafts | state |\n|---|---|---|---:|---:|---:|---:|---:|---:|");
-for (const row of rows) {
+const columns = ["prompts", "engine", "drafts", "tokens/s", "speed-up", "tokens a step", "nodes a step", "time in drafts", "state"];
+console.log(table(columns, rows.map((row) => {
   const share = row.draftMs === undefined ? "–" : `${number((100 * row.draftMs) / (row.draftMs + row.forwardMs), 1)} %`;
-  console.log(`| ${row.kind} | ${row.engine} | ${row.drafter} | ${number(row.tokensPerSecond, 0)} | ${number(row.speedUp)}× | ${number(row.tokensPerStep)} | ${number(row.nodesPerStep, 1)} | ${share} | ${row.stateBytes === undefined ? "–" : `${number(row.stateBytes / 1024, 0)} KiB`} |`);
-}
+  const state = row.stateBytes === undefined ? "–" : `${number(row.stateBytes / 1024)} KiB`;
+  return [row.kind, row.engine, row.drafter, number(row.tokensPerSecond), `${number(row.speedUp, 2)}×`, number(row.tokensPerStep, 2), number(row.nodesPerStep, 1), share, state];
+})));
 const mean = (engine, drafter) => {
   const own = rows.filter((row) => row.engine === engine && row.drafter === drafter);
   return Math.exp(own.reduce((sum, row) => sum + Math.log(row.speedUp), 0) / own.length);
 };
-console.log("\n| mean speed-up (geometric) | |\n|---|---:|");
-for (const drafter of drafters.slice(1)) console.log(`| tokenloom, ${drafter} | ${number(mean("tokenloom", drafter))}× |`);
-for (const drafter of peers.slice(1)) console.log(`| node-llama-cpp, ${drafter} | ${number(mean("node-llama-cpp", drafter))}× |`);
+const means = (engine, names) => names.slice(1).map((drafter) => [`${engine}, ${drafter}`, `${number(mean(engine, drafter), 2)}×`]);
+console.log(`\n${table(["mean speed-up (geometric)", ""], [...means("tokenloom", drafters), ...means("node-llama-cpp", peers)])}`);
 mkdirSync(dirname(flags.out), { recursive: true });
-writeFileSync(flags.out, `${JSON.stringify({ date: new Date().toISOString(), machine: { cpu: cpus()[0].model.trim(), cores: availableParallelism(), loadBefore, node: process.version }, model: flags.model, threads, tokens, rows }, null, 1)}\n`);
+writeFileSync(flags.out, `${JSON.stringify({ date: new Date().toISOString(), commit: commit(), machine: ranOn, model: flags.model, threads, tokens, rows }, null, 1)}\n`);
