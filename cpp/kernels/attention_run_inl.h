@@ -143,8 +143,7 @@ inline Status runAttention(const char* op, const Problem& problem, Context& cont
   while (tileFloats(problem, tileRows) > kTileFloats) tileRows -= kRows;
   const int64_t tiles = ceilDiv(rows, tileRows);
   int64_t fit = 0;  // units whose partial results fit
-  const bool kept = problem.columnSums && std::min(problem.columnQueries, problem.mostQueries) >= kLeastKeptQueries;
-  if (!kept && threads > 1 && tiles == 1 && chunks > 1 && problem.units < 8 * threads) fit = kTileFloats / (chunks * rows * partialFloats(problem));
+  if (!keepsWeights(problem, problem.mostQueries) && threads > 1 && tiles == 1 && chunks > 1 && problem.units < 8 * threads) fit = kTileFloats / (chunks * rows * partialFloats(problem));
   if (fit > 0) {
     splitKeys(problem, chunks, rows, fit, context);
   } else {

@@ -9,10 +9,12 @@ namespace tl::TL_TARGET {
 constexpr int64_t kKeptFloats = (int64_t(kScratchBytes) - kTileBytes) / int64_t(sizeof(float)), kKeptUnits = 4096;
 constexpr int64_t kLeastKeptQueries = 16;  // fewer may be split by keys, where no thread has all of a row's weights
 
+inline bool keepsWeights(const Problem& problem, int64_t queries) { return problem.columnSums && std::min(problem.columnQueries, queries) >= kLeastKeptQueries; }
+
 // How many rows' weights fit beside a tile; 0 where they are not kept.
 inline int64_t keptRows(const Problem& problem, const Unit& unit) {
   const int64_t padded = roundUp(std::max<int64_t>(unit.keys, 1), kBlockKeys);
-  if (!problem.columnSums || std::min(problem.columnQueries, unit.queries) < kLeastKeptQueries || problem.units > kKeptUnits || unit.mask.shape == MaskShape::path) return 0;
+  if (!keepsWeights(problem, unit.queries) || problem.units > kKeptUnits || unit.mask.shape == MaskShape::path) return 0;
   return (kKeptFloats - kKeptUnits) / (padded + padded / kBlockKeys) / kGroupRows * kGroupRows;
 }
 

@@ -39,7 +39,7 @@ Status cacheObserve(const CacheObserveArgs& args, Context& context) {
       const int64_t before = args.accumulate != 0 ? cached.cache->length(cached.layer, head) : 0;  // tokens that have a score
       float* scores = cached.cache->scores(cached.layer, head);
       if (before < last) std::fill(scores + std::max(before, first), scores + last, 0.0f);
-      addObserved(sums.row(head * group), sums.row(1) - sums.row(0), group, first, last, scale, scores);
+      addObserved(sums.row(head * group), sums.stride, group, first, last, scale, scores);
     }
   });
   return {};

@@ -4,24 +4,13 @@
 //   interpolateRows  out[i] = Σ_k weights[i, k] · x[index[i, k]]: resizing of grids
 // One thread makes one output row, sums in a fixed order.
 #include "../simd/target.h"
-#include "rows_inl.h"
+#include "reduce_inl.h"
 
 namespace tl::TL_TARGET {
 namespace {
 
 // out = f(out, x) over a row.
 template <typename Function> void combineRow(const float* x, float* out, int64_t n, Function f) { mapRow(out, x, out, n, f); }
-
-// The bounds rise from 0 to `rows` at most.
-Status checkBounds(const View& bounds, int64_t sequences, int64_t rows) {
-  constexpr const char* op = "poolSequences";
-  if (bounds.dtype != DType::i32 || bounds.rank != 1) return argumentError(op, "bounds", "must be one row of i32", int64_t(bounds.dtype));
-  if (bounds.dims[0] != sequences + 1) return shapeError(op, "bounds", "must be one more than the sequences", sequences + 1, bounds.dims[0]);
-  const int32_t* at = bounds.as<int32_t>();
-  for (int64_t i = 0; i <= sequences; ++i)
-    if (at[i] < (i ? at[i - 1] : 0) || at[i] > rows) return argumentError(op, "bounds", "must rise from 0 to at most the rows", at[i]);
-  return {};
-}
 
 void poolSequence(const FloatRows& x, int64_t begin, int64_t end, const float* sizes, int kind, float* out) {
   std::memset(out, 0, size_t(x.width) * sizeof(float));
@@ -72,19 +61,17 @@ Status imagePatches(const ImagePatchesArgs& args, Context& context) {
 Status poolSequences(const PoolSequencesArgs& args, Context& context) {
   constexpr const char* op = "poolSequences";
   FloatRows x, out;
-  TL_TRY(floatRows(op, "x", args.x, x));
+  Sequences sequences;
+  TL_TRY(tokenRows(op, "x", args.x, args.bounds, x, sequences));
   TL_TRY(floatRows(op, "out", args.out, out));
-  TL_TRY(checkBounds(args.bounds, out.rows, x.rows));
+  if (sequences.count != out.rows) return shapeError(op, "bounds", "must be one more than the sequences", out.rows + 1, sequences.count + 1);
   if (args.sizes.present()) TL_TRY(vectorOperand(op, "sizes", args.sizes, x.rows));
   if (out.width != x.width) return shapeError(op, "out", "must have the width of x", x.width, out.width);
-  const int32_t* at = args.bounds.as<int32_t>();
   const float* sizes = args.sizes.present() ? args.sizes.as<float>() : nullptr;
   forRows(context, out.rows, x.width * (x.rows / std::max<int64_t>(out.rows, 1)), [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
-      poolSequence(x, at[i], at[i + 1], sizes, int(args.kind), out.row(i));
-      if (args.normalize == 0) continue;
-      const float norm = std::sqrt(sumRow(out.row(i), x.width, [](F32 v) { return mul(v, v); }));
-      if (norm > 0) mapRow(out.row(i), out.row(i), x.width, [=](F32 v) { return div(v, broadcast(norm)); });
+      poolSequence(x, sequences.begin(i), sequences.begin(i + 1), sizes, int(args.kind), out.row(i));
+      if (args.normalize != 0) writeUnit(out.row(i), out.row(i), x.width);
     }
   });
   return {};

@@ -8,7 +8,6 @@
 namespace tl::TL_TARGET {
 namespace {
 
-constexpr int kMaxTokens = kTileTokens;
 constexpr int64_t kTokenBlock = 48;                               // tokens whose activations and outputs stay close
 constexpr int64_t kChunkBytes = 16384;                            // weights of a tile that stay in L1 under all tokens
 constexpr int64_t kSpreadBelow = 8;                               // fewer tokens: bound by memory rather than arithmetic
@@ -46,7 +45,7 @@ template <typename W, int Groups> void sweepTokens(const Unit& unit, const W* co
     sweepTile<W, Groups, Tokens>(unit, weight, column, columns, token, sums);
     token += Tokens, tokens -= Tokens, sums += Tokens * Groups * kLanes;
   };
-  if constexpr (kMaxTokens == 12 && Groups == kGroups)
+  if constexpr (kTileTokens == 12 && Groups == kGroups)
     while (tokens >= 12) run(std::integral_constant<int, 12>{});
   constexpr int kMost = Groups == kGroups ? 6 : Groups <= 4 ? 3 : 1;
   while (tokens > 0) {
@@ -63,7 +62,7 @@ template <typename W, int Groups> void sweepTokens(const Unit& unit, const W* co
 
 template <typename W, int Groups> void sweep(const Unit& unit, int64_t token, int64_t tokens, std::byte* scratch) {
   constexpr int64_t kMost = kChunkBytes / (Groups * kLanes * int64_t(sizeof(W)));
-  const int64_t all = unit.rows.weight->columns, size = tokens <= kMaxTokens ? all : ceilDiv(all, ceilDiv(all, kMost));
+  const int64_t all = unit.rows.weight->columns, size = tokens <= kTileTokens ? all : ceilDiv(all, ceilDiv(all, kMost));
   for (int64_t column = 0; column < all; column += size) {
     const W* weight[Groups];
     for (int g = 0; g < Groups; ++g) weight[g] = unit.group<W>(g) + column * kLanes;
@@ -76,7 +75,7 @@ template <typename W, int Groups> void sweep(const Unit& unit, int64_t token, in
 template <typename W, int Groups> void matmulBy(const MatmulRows& rows, Context& context) {
   const int64_t groups = ceilDiv(rows.weight->rows, kLanes), tiles = ceilDiv(groups, Groups);
   const int64_t tokenBlocks = ceilDiv(rows.n, kTokenBlock), units = tiles * tokenBlocks;
-  const int64_t each = roundUp(ceilDiv(rows.n, tokenBlocks), kMaxTokens);  // whole tiles: only the last block has smaller ones
+  const int64_t each = roundUp(ceilDiv(rows.n, tokenBlocks), kTileTokens);  // whole tiles: only the last block has smaller ones
   // Bound by memory, a tile takes its groups far apart, so that a core reads several long streams at once.
   const bool spread = rows.n < kSpreadBelow;
   context.pool.parallelFor(units, std::max<int64_t>(1, units / (4 * context.pool.threads())), [&](int64_t begin, int64_t end, int thread) {

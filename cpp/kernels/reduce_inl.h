@@ -21,6 +21,7 @@ struct Sequences {
 
   Status open(const char* op, const char* name, const View& view, int64_t rows) {
     int32_t* data;
+    if (view.rank != 1) return argumentError(op, name, "must be one row of i32", view.rank);
     TL_TRY(flat(op, name, view, DType::i32, 1, data));
     bounds = data;
     count = view.count() - 1;
@@ -34,10 +35,21 @@ struct Sequences {
   int64_t rows() const { return bounds[count]; }
 };
 
-// out = x / ‖x‖; a row of zeros stays.
-inline void writeUnit(const float* x, float* out, int64_t n) {
+// Rows of tokens, and where sequences begin among them.
+inline Status tokenRows(const char* op, const char* name, const View& view, const View& bounds, FloatRows& rows, Sequences& sequences) {
+  TL_TRY(floatRows(op, name, view, rows));
+  return sequences.open(op, "bounds", bounds, rows.rows);
+}
+
+// What makes a direction of a row: its 2-norm; 1 for a row of zeros, which stays.
+inline float normOf(const float* x, int64_t n) {
   const float norm = std::sqrt(sumRow(x, n, [](F32 v) { return mul(v, v); }));
-  const F32 divisor = broadcast(norm > 0 ? norm : 1.0f);
+  return norm > 0 ? norm : 1.0f;
+}
+
+// out = x / ‖x‖, x itself allowed.
+inline void writeUnit(const float* x, float* out, int64_t n) {
+  const F32 divisor = broadcast(normOf(x, n));
   mapRow(x, out, n, [=](F32 v) { return div(v, divisor); });
 }
 

@@ -33,6 +33,13 @@ struct Pairs {
   float* panels = nullptr;
 };
 
+// Every sequence's panels start behind those of the ones before: so many rows of slack each, as the last group may not be full.
+constexpr int64_t kPanelSlack = 16;
+float* panelsOf(float* panels, const Sequences& sequences, int64_t s, int64_t columns) { return panels + (sequences.begin(s) + s * kPanelSlack) * columns; }
+Status openPanels(const char* op, const View& view, const Sequences& sequences, int64_t columns, float*& panels) {
+  return flat(op, "panels", view, DType::f32, (sequences.rows() + kPanelSlack * sequences.count) * columns, panels);
+}
+
 using Visitor = void (*)(void* state, int64_t entry, int64_t row, int64_t first, int64_t count, const float* sums);
 
 // Group `g` of the other side: kLanes rows side by side, their directions where asked; what is past the end is zero.
@@ -40,10 +47,7 @@ void packGroup(const Pairs& pairs, int64_t g, int64_t columns, bool unit) {
   const int64_t first = g * kLanes, count = std::min<int64_t>(kLanes, pairs.other.count - first);
   float* panel = pairs.panels + first * columns;
   F32 norms[kLanes];
-  for (int64_t i = 0; i < kLanes && unit; ++i) {
-    const float norm = i < count ? std::sqrt(sumRow(pairs.other.row(first + i), columns, [](F32 v) { return mul(v, v); })) : 0.0f;
-    norms[i] = broadcast(norm > 0 ? norm : 1.0f);
-  }
+  for (int64_t i = 0; i < kLanes && unit; ++i) norms[i] = broadcast(i < count ? normOf(pairs.other.row(first + i), columns) : 1.0f);
   for (int64_t column = 0; column < columns; column += kLanes) {
     const int64_t left = std::min<int64_t>(kLanes, columns - column);
     F32 square[kLanes];
@@ -167,8 +171,6 @@ void visitClosest(void* state, int64_t entry, int64_t row, int64_t first, int64_
   of.index[at] = found;
 }
 
-float normOf(const float* x, int64_t n) { return std::sqrt(sumRow(x, n, [](F32 v) { return mul(v, v); })); }
-
 struct Batched {
   Rows x, y;
   int64_t batch = 0, yBatch = 0, n = 0, m = 0, columns = 0;
@@ -240,8 +242,7 @@ Status rowProducts(const RowProductsArgs& args, Context& context) {
   if (!cosine) return {};
   forRows(context, of.batch * of.n, of.m + of.columns, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
-      const float norm = normOf(of.x.row(i), of.columns);
-      const F32 divisor = broadcast(norm > 0 ? norm : 1.0f);
+      const F32 divisor = broadcast(normOf(of.x.row(i), of.columns));
       float* out = stored.out + i * of.m;
       mapRow(out, out, of.m, [=](F32 v) { return div(v, divisor); });
     }
@@ -266,10 +267,7 @@ Status closestRows(const ClosestRowsArgs& args, Context& context) {
   sweepAll(context, joined.batch, [&](int64_t entry) { return joined.at(entry); }, !closest.squared, closest.squared, false, {of.columns, visitClosest, &closest});
   if (closest.squared) return {};
   forRows(context, rows, of.columns, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) {
-      const float norm = normOf(of.x.row(i), of.columns);
-      if (norm > 0) closest.best[i] /= norm;  // a row of zeros has 0 already
-    }
+    for (int64_t i = begin; i < end; ++i) closest.best[i] /= normOf(of.x.row(i), of.columns);
   });
   return {};
 }
@@ -294,14 +292,12 @@ struct Matching {
     const uint8_t* marks = destinations + sequences.begin(s);
     return std::count(marks, marks + sequences.length(s), uint8_t(0));
   }
-  // Every sequence's panels start behind those of the ones before: 16 rows of slack each.
-  float* panelsOf(int64_t s) const { return panels + (sequences.begin(s) + s * 16) * columns; }
   Pairs pairs(int64_t s) const {
     const int64_t begin = sequences.begin(s), from = sources(s);
     Rows swept = metric, other = metric;
     swept.index = members + begin, swept.count = from;
     other.index = swept.index + from, other.count = sequences.length(s) - from;
-    return {swept, other, panelsOf(s)};
+    return {swept, other, panelsOf(panels, sequences, s, columns)};
   }
   void list(int64_t s) {
     const int64_t begin = sequences.begin(s), length = sequences.length(s);
@@ -358,9 +354,8 @@ void visitMatch(void* state, int64_t entry, int64_t row, int64_t first, int64_t 
 Status bipartiteMatch(const BipartiteMatchArgs& args, Context& context) {
   constexpr const char* op = "bipartiteMatch";
   FloatRows metric;
-  TL_TRY(floatRows(op, "metric", args.metric, metric));
   Matching of{};
-  TL_TRY(of.sequences.open(op, "bounds", args.bounds, metric.rows));
+  TL_TRY(tokenRows(op, "metric", args.metric, args.bounds, metric, of.sequences));
   of.metric = {metric.data, metric.stride, metric.rows};
   of.columns = metric.width;
   of.classToken = args.classToken != 0, of.distillToken = args.distillToken != 0, of.merge = args.merge;
@@ -374,7 +369,7 @@ Status bipartiteMatch(const BipartiteMatchArgs& args, Context& context) {
   TL_TRY(flat(op, "best", args.best, DType::f32, metric.rows, of.best));
   TL_TRY(flat(op, "partner", args.partner, DType::i32, metric.rows, of.partner));
   TL_TRY(flat(op, "members", args.members, DType::i32, metric.rows, of.members));
-  TL_TRY(flat(op, "panels", args.panels, DType::f32, (of.sequences.rows() + 16 * of.sequences.count) * of.columns, of.panels));
+  TL_TRY(openPanels(op, args.panels, of.sequences, of.columns, of.panels));
   std::fill(of.map, of.map + metric.rows, -1);
   std::fill(of.best, of.best + metric.rows, kLowest);
   std::fill(of.partner, of.partner + metric.rows, -1);
@@ -391,10 +386,7 @@ Status bipartiteMatch(const BipartiteMatchArgs& args, Context& context) {
     auto* scratch = reinterpret_cast<float*>(context.pool.scratch(thread));
     for (int64_t s = begin; s < end; ++s) {
       const Pairs pairs = of.pairs(s);
-      for (int64_t i = 0; i < pairs.swept.count && !squared; ++i) {
-        const float norm = normOf(pairs.swept.row(i), of.columns);
-        if (norm > 0) of.best[pairs.swept.index[i]] /= norm;
-      }
+      for (int64_t i = 0; i < pairs.swept.count && !squared; ++i) of.best[pairs.swept.index[i]] /= normOf(pairs.swept.row(i), of.columns);
       of.place(s, scratch, reinterpret_cast<uint8_t*>(scratch + pairs.swept.count));
     }
   });
@@ -446,22 +438,21 @@ void visitDenser(void* state, int64_t entry, int64_t row, int64_t first, int64_t
 Status densityPeaks(const DensityPeaksArgs& args, Context& context) {
   constexpr const char* op = "densityPeaks";
   FloatRows x;
-  TL_TRY(floatRows(op, "x", args.x, x));
   Peaks of{};
-  TL_TRY(of.sequences.open(op, "bounds", args.bounds, x.rows));
+  TL_TRY(tokenRows(op, "x", args.x, args.bounds, x, of.sequences));
   of.width = x.width, of.k = args.nearest.lastDim();
   if (of.k < 1) return shapeError(op, "nearest", "must have columns", 1, of.k);
   float* panels;
   TL_TRY(flat(op, "density", args.density, DType::f32, x.rows, of.density));
   TL_TRY(flat(op, "score", args.score, DType::f32, x.rows, of.score));
   TL_TRY(flat(op, "nearest", args.nearest, DType::f32, x.rows * of.k, of.nearest));
-  TL_TRY(flat(op, "panels", args.panels, DType::f32, (of.sequences.rows() + 16 * of.sequences.count) * x.width, panels));
+  TL_TRY(openPanels(op, args.panels, of.sequences, x.width, panels));
   constexpr float kFar = std::numeric_limits<float>::infinity();
   std::fill(of.nearest, of.nearest + x.rows * of.k, kFar);
   std::fill(of.score, of.score + x.rows, kFar);
   const auto pairsAt = [&](int64_t s) {
     const Rows rows{x.row(of.sequences.begin(s)), x.stride, of.sequences.length(s)};
-    return Pairs{rows, rows, panels + (of.sequences.begin(s) + s * 16) * x.width};
+    return Pairs{rows, rows, panelsOf(panels, of.sequences, s, x.width)};
   };
   sweepAll(context, of.sequences.count, pairsAt, false, true, false, {x.width, visitNearest, &of});
   for (int64_t s = 0; s < of.sequences.count; ++s) {

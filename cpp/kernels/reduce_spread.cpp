@@ -162,9 +162,8 @@ struct Spread {
 Status farthestRows(const FarthestRowsArgs& args, Context& context) {
   constexpr const char* op = "farthestRows";
   FloatRows x;
-  TL_TRY(floatRows(op, "x", args.x, x));
   Sequences sequences;
-  TL_TRY(sequences.open(op, "bounds", args.bounds, x.rows));
+  TL_TRY(tokenRows(op, "x", args.x, args.bounds, x, sequences));
   float *unit, *distances, *scores = nullptr;
   int32_t *counts, *order, *work;
   uint8_t* kept;
@@ -209,9 +208,8 @@ Status farthestRows(const FarthestRowsArgs& args, Context& context) {
 Status uniqueRows(const UniqueRowsArgs& args, Context& context) {
   constexpr const char* op = "uniqueRows";
   FloatRows x;
-  TL_TRY(floatRows(op, "x", args.x, x));
   Sequences sequences;
-  TL_TRY(sequences.open(op, "bounds", args.bounds, x.rows));
+  TL_TRY(tokenRows(op, "x", args.x, args.bounds, x, sequences));
   float* unit;
   int32_t *counts, *work;
   uint8_t* unique;
