@@ -8,3 +8,8 @@ export function numberOption(name: string, value: unknown, fallback: number, low
   }
   return value;
 }
+
+export function checkSignal(name: string, signal: unknown): AbortSignal | undefined {
+  if (signal !== undefined && !(signal instanceof AbortSignal)) throw invalidArgument(name, "an AbortSignal", signal);
+  return signal;
+}

@@ -107,3 +107,12 @@ export function zeros<T extends TensorType = "f32">(shape: readonly number[], ty
   if (!Number.isSafeInteger(size) || size < 0) throw invalidArgument("shape", "non-negative integer dims", shape);
   return tensor(new arrays[type](size), shape, type) as Tensor<T>;
 }
+
+/** The same object, with a dispose() of all tensors that are its properties, or in arrays that are. */
+export function disposable<Parts extends object>(parts: Parts): Parts & Disposable {
+  return Object.assign(parts, {
+    [Symbol.dispose]() {
+      for (const part of Object.values(parts).flat()) if (part instanceof Tensor) part.dispose();
+    },
+  });
+}

@@ -1,13 +1,13 @@
 import { readFile } from "node:fs/promises";
-import type { Encoding } from "../index.js";
+import type { Encoding, LoadOptions, Pooling } from "../index.js";
 import { openEncoder, openLibrary, type CommonOptions } from "./library.js";
 import { readReduction } from "./reductions.js";
 import { interruptSignal, printJson, readStandardInput, UsageError, write } from "./terminal.js";
 
 export interface EmbedFlags extends CommonOptions {
   readonly reduce?: string;
-  readonly pool?: "cls" | "mean" | "max" | "attention";
-  readonly weights?: "f32" | "bf16" | "int8";
+  readonly pool?: Pooling;
+  readonly weights?: LoadOptions["weights"];
   readonly truncate?: true;
 }
 

@@ -28,7 +28,7 @@ export async function openModel(library: Library, name: string, options: CommonO
   return library.loadModel(name, { ...loadOptions(options, bar, signal), kind: "language" }).finally(() => bar.stop());
 }
 
-export async function openEncoder(library: Library, name: string, options: CommonOptions & { readonly weights?: "f32" | "bf16" | "int8" }, signal?: AbortSignal): Promise<EncoderModel> {
+export async function openEncoder(library: Library, name: string, options: CommonOptions & Pick<LoadOptions, "weights">, signal?: AbortSignal): Promise<EncoderModel> {
   const bar = new ProgressBar();
   return library.loadModel(name, { ...loadOptions(options, bar, signal), kind: "encoder", weights: options.weights }).finally(() => bar.stop());
 }

@@ -9,7 +9,7 @@ import type { WeightLoader, WeightType } from "../models/weights.js";
 import type { Bytes } from "../native.js";
 import { threadCount } from "../schedule.js";
 import { throwIfAborted } from "../slice.js";
-import { tensor, type Tensor } from "../tensor.js";
+import { disposable, tensor, type Tensor } from "../tensor.js";
 import type { Tokenizer } from "../tokenizer/tokenizer.js";
 import { checkImage, toPixels, type ImageInput } from "./image.js";
 import { checkEncodeOptions, type CheckedEncodeOptions, type EncodeModelOptions } from "./options.js";
@@ -161,15 +161,18 @@ export class EncoderModel implements Disposable {
     this.check();
     const graph = await this.graphs.encode(options, kept.map((counts) => counts !== undefined));
     const reduced = kept.some((counts) => counts !== undefined), bounds = boundsOf(lengths), sequences = lengths.length, all = sum(lengths);
-    const rows = sum(kept.findLast((counts) => counts !== undefined) ?? lengths), symbols: Record<string, number> = { sequences, n: all };
+    // Before the first block, and behind each.
+    const behind = [lengths];
+    for (const counts of kept) behind.push(counts ?? behind.at(-1)!);
+    const rows = sum(behind.at(-1)!), symbols: Record<string, number> = { sequences, n: all };
     const memory: Record<string, Bytes> = { ...bindings, bounds, single: Int32Array.from({ length: sequences + 1 }, (_, i) => i), embedding: new Float32Array(sequences * dimension), tokens: new Float32Array(rows * width) };
     kept.forEach((counts, layer) => counts && (symbols[`rows${layer}`] = sum(counts)));
     if (reduced) Object.assign(memory, { sizes: new Float32Array(rows), source: new Int32Array(all), newBounds: new Int32Array(sequences + 1) });
     if (saliency) memory["saliency"] = new Float32Array(sequences * image!.height * image!.width);
-    const counts = [all, ...kept.map((_, layer) => sum(kept.slice(0, layer + 1).findLast((one) => one !== undefined) ?? lengths))];
-    if (hiddenStates) counts.forEach((count, i) => (memory[`hidden${i}`] = new Float32Array(count * width)));
+    if (hiddenStates) behind.forEach((counts, i) => (memory[`hidden${i}`] = new Float32Array(sum(counts) * width)));
     await graph.run({ symbols, bindings: memory }, { signal, threads });
-    return lengths.map((_, sequence) => encodingOf(sequence, memory, bounds, this.config, reduced, hiddenStates ? counts.length : 0, kept, lengths));
+    const hiddenBounds = hiddenStates ? behind.map(boundsOf) : [];
+    return lengths.map((_, sequence) => encodingOf(sequence, memory, bounds, this.config, reduced, hiddenBounds));
   }
 
   /** Frees the weights once no run uses them. */
@@ -190,27 +193,18 @@ function checkText(name: string, text: unknown): void {
 }
 
 /** One sequence's part of a run's memory. */
-function encodingOf(sequence: number, memory: Readonly<Record<string, Bytes>>, bounds: Int32Array, config: EncoderConfig, reduced: boolean, hidden: number, kept: readonly (readonly number[] | undefined)[], lengths: readonly number[]): Encoding {
+function encodingOf(sequence: number, memory: Readonly<Record<string, Bytes>>, bounds: Int32Array, config: EncoderConfig, reduced: boolean, hiddenBounds: readonly Int32Array[]): Encoding {
   const { width, dimension, image } = config, f32 = (name: string): Float32Array => memory[name] as Float32Array;
-  const left = reduced ? (memory["newBounds"] as Int32Array) : bounds, begin = left[sequence]!, tokens = left[sequence + 1]! - begin, original = lengths[sequence]!;
+  const left = reduced ? (memory["newBounds"] as Int32Array) : bounds, begin = left[sequence]!, tokens = left[sequence + 1]! - begin, original = bounds[sequence + 1]! - bounds[sequence]!;
   const rowsOf = (name: string, from: number, count: number): Tensor<"f32"> => tensor(f32(name).slice(from * width, (from + count) * width), [count, width]);
   const pixels = image ? image.height * image.width : 0;
-  const hiddenStates = Array.from({ length: hidden }, (_, i) => {
-    const at = boundsOf(kept.slice(0, i).findLast((counts) => counts !== undefined) ?? lengths);
-    return rowsOf(`hidden${i}`, at[sequence]!, at[sequence + 1]! - at[sequence]!);
-  });
-  const parts = {
+  const hiddenStates = hiddenBounds.map((at, i) => rowsOf(`hidden${i}`, at[sequence]!, at[sequence + 1]! - at[sequence]!));
+  return disposable({
     embedding: tensor(f32("embedding").slice(sequence * dimension, (sequence + 1) * dimension), [dimension]),
     tokens: rowsOf("tokens", begin, tokens),
     sizes: tensor(reduced ? f32("sizes").slice(begin, begin + tokens) : new Float32Array(tokens).fill(1), [tokens]),
     source: tensor(reduced ? (memory["source"] as Int32Array).slice(bounds[sequence], bounds[sequence + 1]) : Int32Array.from({ length: original }, (_, i) => i), [original]),
     ...(memory["saliency"] && { saliency: tensor(f32("saliency").slice(sequence * pixels, (sequence + 1) * pixels), [image!.height, image!.width]) }),
-    ...(hidden > 0 && { hiddenStates }),
-  };
-  return {
-    ...parts,
-    [Symbol.dispose]() {
-      for (const part of [parts.embedding, parts.tokens, parts.sizes, parts.source, parts.saliency, ...hiddenStates]) part?.dispose();
-    },
-  };
+    ...(hiddenStates.length > 0 && { hiddenStates }),
+  });
 }

@@ -1,3 +1,4 @@
+import { checkSignal } from "../check.js";
 import { invalidArgument } from "../errors.js";
 import type { EncoderConfig, Pooling } from "../models/encoder-config.js";
 import { checkReduction, type Reduction } from "../reduce/reduction.js";
@@ -41,6 +42,6 @@ export function checkEncodeOptions(options: EncodeModelOptions, config: EncoderC
   if (!pools.includes(pool) || (pool === "cls" && !config.classToken)) throw invalidArgument("options.pool", `one of ${pools.filter((name) => name !== "cls" || config.classToken).join(", ")}`, pool);
   for (const [name, value] of Object.entries({ normalize, truncate, saliency, hiddenStates })) if (typeof value !== "boolean") throw invalidArgument(`options.${name}`, "a boolean", value);
   if (saliency && !config.saliency) throw invalidArgument("options.saliency", "false for a model without a saliency head", saliency);
-  if (signal !== undefined && !(signal instanceof AbortSignal)) throw invalidArgument("options.signal", "an AbortSignal", signal);
+  checkSignal("options.signal", signal);
   return { reduce, pool, normalize, truncate, saliency, hiddenStates, signal, threads };
 }

@@ -1,4 +1,4 @@
-import { numberOption as number } from "../check.js";
+import { checkSignal, numberOption as number } from "../check.js";
 import { invalidArgument } from "../errors.js";
 import type { ChatMessage } from "../tokenizer/template.js";
 
@@ -53,11 +53,6 @@ export const mostHistory = 4096;
 function boolean(name: string, value: unknown): boolean {
   if (value !== undefined && typeof value !== "boolean") throw invalidArgument(name, "a boolean", value);
   return value ?? false;
-}
-
-export function checkSignal(name: string, signal: unknown): AbortSignal | undefined {
-  if (signal !== undefined && !(signal instanceof AbortSignal)) throw invalidArgument(name, "an AbortSignal", signal);
-  return signal;
 }
 
 export function checkCallback<T>(name: string, callback: T): T {

@@ -77,6 +77,11 @@ interface SequenceState {
   readonly observed: boolean;
 }
 
+/** A cache of the first `count` tokens of another (absent: all), whose pages it shares. */
+function sharedPages(handle: NativeHandle, count = Number.MAX_SAFE_INTEGER): NativeHandle {
+  return callNative(() => native.forkCache(handle, count));
+}
+
 /** A sequence's cache as it was, its pages shared. */
 class Checkpoint extends NativeResource {
   constructor(handle: NativeHandle, readonly tokens: number, readonly state: SequenceState) {
@@ -126,14 +131,16 @@ export class Sequence extends NativeResource {
 
   /** A sequence that shares this one's pages: of all its tokens, or of the first `count` computed ones and no others. */
   fork(count?: number, settings = this.settings): Sequence {
-    const copy = new Sequence(this.model, settings, callNative(() => native.forkCache(this.handle, count ?? Number.MAX_SAFE_INTEGER)));
-    copy.tokens.push(...this.tokens.slice(0, count));
-    copy.cached = count ?? this.cached;
-    copy.position = count ?? this.position;
-    copy.sinceEviction = this.sinceEviction;
-    copy.observed = this.observed;
+    const { state } = this, copy = this.continued(sharedPages(this.handle, count), count, count === undefined ? state : { ...state, cached: count, position: count }, settings);
     if (this.statistics) copy.statistics?.set(this.statistics);
     return copy;
+  }
+
+  /** The first `tokens` tokens (absent: all) over a cache that stands at `state`. */
+  private continued(handle: NativeHandle, tokens: number | undefined, state: SequenceState, settings = this.settings): Sequence {
+    const copy = new Sequence(this.model, settings, handle);
+    copy.tokens.push(...this.tokens.slice(0, tokens));
+    return Object.assign(copy, state);
   }
 
   private get state(): SequenceState {
@@ -144,10 +151,7 @@ export class Sequence extends NativeResource {
   /** This sequence before its last draft step, where attention is observed; else undefined. */
   beforeDraft(): Sequence | undefined {
     const { checkpoint } = this;
-    if (!checkpoint) return undefined;
-    const copy = new Sequence(this.model, this.settings, callNative(() => native.forkCache(checkpoint.handle, Number.MAX_SAFE_INTEGER)));
-    copy.tokens.push(...this.tokens.slice(0, checkpoint.tokens));
-    return Object.assign(copy, checkpoint.state);
+    return checkpoint && this.continued(sharedPages(checkpoint.handle), checkpoint.tokens, checkpoint.state);
   }
 
   /** What beforeDraft() would need is given up. */
@@ -322,7 +326,7 @@ export class Sequence extends NativeResource {
     const { repeatLastTokens } = options, history = this.history(options), observe = this.observesSums ? this.observe : undefined;
     const graph = await this.model.graphs.draft(top, observe);
     this.forgetDraft();
-    if (observe) this.checkpoint = new Checkpoint(callNative(() => native.forkCache(this.handle, Number.MAX_SAFE_INTEGER)), this.tokens.length, this.state);
+    if (observe) this.checkpoint = new Checkpoint(sharedPages(this.handle), this.tokens.length, this.state);
     await this.run(
       graph,
       {

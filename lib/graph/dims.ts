@@ -21,6 +21,12 @@ export function affine(dim: Dim): { symbol: Symbolic | undefined; multiply: numb
   return dim;
 }
 
+/** dim + add. */
+export function addDim(dim: Dim, add: number): Dim {
+  const { symbol, multiply, add: own } = affine(dim);
+  return symbol ? { symbol, multiply, add: own + add } : own + add;
+}
+
 /** dim · multiply / divide, which must come out whole. */
 export function scaleDim(dim: Dim, multiply: number, divide: number): Dim {
   const { symbol, multiply: by, add } = affine(dim), scaled = [by, add].map((x) => (x * multiply) / divide) as [number, number];

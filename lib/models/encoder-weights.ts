@@ -38,32 +38,17 @@ export interface Encoder {
   readonly saliency?: SaliencyHead;
 }
 
-function joined(parts: readonly Float32Array[]): Float32Array {
-  if (parts.length === 1) return parts[0]!;
-  const all = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    all.set(part, at);
-    at += part.length;
-  }
-  return all;
-}
-
 /** Reads what a description names. Layer scale and normalisation of pixels are folded into weights here. */
 class EncoderLoader {
   constructor(private readonly loader: WeightLoader) {}
 
-  private async numbers(names: readonly string[]): Promise<Float32Array> {
-    return joined(await Promise.all(names.map((name) => this.loader.numbers(name))));
-  }
-
   async linear({ weights, biases, scale }: LinearNames): Promise<Linear> {
     const { loader } = this, factors = scale === undefined ? undefined : loader.numbers(scale);
     const parts = weights.map((name) => loader.wholeTensor(name));
-    const bias = biases && Promise.all([this.numbers(biases), factors]).then(([values, by]) => loader.constant(by ? values.map((value, i) => value * by[i]!) : values));
+    const bias = biases && Promise.all([loader.joined(biases), factors]).then(([values, by]) => loader.constant(by ? values.map((value, i) => value * by[i]!) : values));
     // As stored, straight from the file, where nothing is to be changed.
     const asStored = factors === undefined && loader.weightType === "f32" && parts.every((part) => loader.storageOf(part) === "f32");
-    const weight = asStored ? loader.weight(parts) : Promise.all([this.numbers(weights), factors]).then(([values, rowScale]) => loader.pack(values, loader.columnsOf(weights[0]!), { ...(rowScale && { rowScale }) }));
+    const weight = asStored ? loader.weight(parts) : Promise.all([loader.joined(weights), factors]).then(([values, rowScale]) => loader.pack(values, loader.columnsOf(weights[0]!), { ...(rowScale && { rowScale }) }));
     const [made, added] = await Promise.all([weight, bias]);
     return { weight: made, bias: added };
   }
@@ -90,7 +75,7 @@ class EncoderLoader {
   async patches(names: PatchNames, { width, image }: EncoderConfig & { readonly image: ImageConfig }): Promise<NonNullable<Encoder["patches"]>> {
     const { loader } = this, { projection, positions, prefix, grid, norm, antialias } = names;
     const [kernel, bias, table, ...tokens] = await Promise.all([
-      this.numbers(projection.weights), projection.biases && this.numbers(projection.biases), loader.numbers(positions), ...prefix.map(({ tensor }) => loader.numbers(tensor)),
+      loader.joined(projection.weights), projection.biases && loader.joined(projection.biases), loader.numbers(positions), ...prefix.map(({ tensor }) => loader.numbers(tensor)),
     ]);
     const { weight, bias: shift } = pixelProjection(kernel, bias, width, image);
     const { height, width: across, patch } = image, patchRows = (height / patch) * (across / patch);
@@ -109,7 +94,7 @@ class EncoderLoader {
 
   async attentionPool(names: NonNullable<EncoderNames["attentionPool"]>, { width }: EncoderConfig): Promise<NonNullable<Encoder["attentionPool"]>> {
     const { loader } = this;
-    const [probe, weights, biases] = await Promise.all([loader.numbers(names.probe), this.numbers(names.queryKeyValue.weights), this.numbers(names.queryKeyValue.biases!)]);
+    const [probe, weights, biases] = await Promise.all([loader.numbers(names.probe), loader.joined(names.queryKeyValue.weights), loader.joined(names.queryKeyValue.biases!)]);
     const query = Float32Array.from({ length: width }, (_, row) => probe.reduce((sum, value, column) => sum + value * weights[row * width + column]!, biases[row]!));
     const [weight, output, norm, up, down] = await Promise.all([loader.pack(weights.slice(width * width), width), this.linear(names.output), this.norm(names.norm), this.linear(names.up), this.linear(names.down)]);
     return { query: loader.constant(query), keyValue: { weight, bias: loader.constant(biases.slice(width)) }, output, norm, up, down };

@@ -1,8 +1,8 @@
 import { compileInSlices, type CompiledGraph } from "../graph/compile.js";
-import { dimMax, scaleDim, type Dim, type Symbolic } from "../graph/dims.js";
+import { addDim, dimMax, scaleDim, type Dim, type Symbolic } from "../graph/dims.js";
 import { Graph } from "../graph/graph.js";
 import { Value } from "../graph/value.js";
-import { add, convert, gatedActivation } from "../ops/activation.js";
+import { add, convert, copyInto, gatedActivation } from "../ops/activation.js";
 import { packedAttention } from "../ops/attention.js";
 import { reduceRows } from "../ops/cache-policy.js";
 import { embedding, gatherRows } from "../ops/embedding.js";
@@ -146,7 +146,7 @@ export class EncoderGraphs {
   async encode(outputs: EncoderOutputs, most: number, mostSequences: number): Promise<CompiledGraph> {
     const slicer = new Slicer(), graph = new Graph("encode"), { image, layers, width } = this.config;
     await slicer.pause();
-    const sequences = graph.symbol("sequences", image ? most : mostSequences), ends = { symbol: sequences, multiply: 1, add: 1 };
+    const sequences = graph.symbol("sequences", image ? most : mostSequences), ends = addDim(sequences, 1);
     const each = image ? image.prefix + (image.height / image.patch) * (image.width / image.patch) : 0;
     const kept = image && keptTokens(outputs.reduce, layers, [each]);
     const bounds = graph.binding("bounds", "i32", [ends]), single = graph.binding("single", "i32", [ends]);
@@ -156,8 +156,7 @@ export class EncoderGraphs {
       rows: (layer, before) => (kept ? scaleDim(sequences, kept[layer]![0]!, 1) : graph.symbol(`rows${layer}`, dimMax(before))),
     };
     let tokens: TokenRows = { x: image ? this.embedImages(graph, sequences, rows) : this.embedText(graph, rows as Symbolic), bounds, original: bounds };
-    const keep = (name: string, x: Value): unknown =>
-      outputs.hiddenStates && graph.add("convert", { inputs: { x }, outputs: { out: { type: "f32", dims: x.dims, into: graph.binding(name, "f32", x.dims) } } });
+    const keep = (name: string, x: Value): unknown => outputs.hiddenStates && copyInto(x, graph.binding(name, "f32", x.dims));
     keep("hidden0", tokens.x);
     for (const [index, layer] of this.encoder.layers.entries()) {
       if (slicer.due) await slicer.pause();

@@ -126,16 +126,22 @@ export class WeightLoader {
     return this.request(this.vectors, entry, { part, count }, entry.byteLength);
   }
 
-  /** Vectors, one after another, as one f32 constant. */
-  async vector(...names: readonly string[]): Promise<Vector> {
+  /** The numbers of tensors, one after another. */
+  async joined(names: readonly string[]): Promise<Float32Array> {
     const parts = await Promise.all(names.map((name) => this.numbers(name)));
+    if (parts.length === 1) return parts[0]!;
     const joined = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
     let at = 0;
     for (const part of parts) {
       joined.set(part, at);
       at += part.length;
     }
-    return this.constant(joined);
+    return joined;
+  }
+
+  /** Vectors, one after another, as one f32 constant. */
+  async vector(...names: readonly string[]): Promise<Vector> {
+    return this.constant(await this.joined(names));
   }
 
   /** Numbers that were made here, as a constant. */

@@ -25,6 +25,11 @@ export function activation(x: Value, kind: ActivationKind): Value {
   return x.graph.add("activation", { inputs: { x }, outputs: { out: { type: "f32", dims: x.dims } }, parameters: { kind: activationCode[kind] }, reuse: ["out", "x"] }).out;
 }
 
+/** Rows of x f32 `[rows, width]` written where `into` of the same shape lies; both may have any row stride. */
+export function copyInto(x: Value, into: Value): void {
+  x.graph.add("add", { inputs: { a: x }, outputs: { out: { type: "f32", dims: into.dims, into } }, parameters: { scale: 1 } });
+}
+
 /** a · scale + b; b has a's shape or is one row; b may be left out. */
 export function add(a: Value, b: Value | undefined, options: { readonly scale?: number; readonly name?: string } = {}): Value {
   expectType("add", "a", a, "f32");

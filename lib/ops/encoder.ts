@@ -1,4 +1,4 @@
-import { affine, scaleDim, type Dim } from "../graph/dims.js";
+import { addDim, scaleDim, type Dim } from "../graph/dims.js";
 import type { Value } from "../graph/value.js";
 import { expectRank, expectType, fixedDim } from "./check.js";
 
@@ -24,10 +24,9 @@ export type PoolKind = keyof typeof pools;
  */
 export function poolSequences(x: Value, bounds: Value, options: { readonly kind: PoolKind; readonly sizes?: Value | undefined; readonly normalize: boolean }): Value {
   expectType("poolSequences", "x", x, "f32");
-  const { symbol, multiply, add } = affine(bounds.dims[0]!), sequences: Dim = symbol ? { symbol, multiply, add: add - 1 } : add - 1;
   return x.graph.add("poolSequences", {
     inputs: { x, bounds, sizes: options.sizes },
-    outputs: { out: { type: "f32", dims: [sequences, x.dims[1]!] } },
+    outputs: { out: { type: "f32", dims: [addDim(bounds.dims[0]!, -1), x.dims[1]!] } },
     parameters: { kind: pools[options.kind], normalize: options.normalize ? 1 : 0 },
   }).out;
 }

@@ -38,8 +38,11 @@ export function shaped<T extends "f32" | "i32" | "u8">(name: string, value: unkn
 export const viewAs = (value: Value, dims: readonly number[]): Value => new Value(value.graph, value.type, dims, value.storage, denseStrides(dims), value.offset);
 
 /** Bounds of `batch` sequences of `tokens` tokens each. */
-export const evenBounds = (graph: Graph, batch: number, tokens: number): Value =>
-  graph.constant("bounds", "i32", Int32Array.from({ length: batch + 1 }, (_, b) => b * tokens), [batch + 1]);
+export const evenly = (batch: number, tokens: number): Int32Array => Int32Array.from({ length: batch + 1 }, (_, b) => b * tokens);
+export const evenBounds = (graph: Graph, batch: number, tokens: number): Value => graph.constant("bounds", "i32", evenly(batch, tokens), [batch + 1]);
+
+/** How long each sequence is. */
+export const lengthsOf = (bounds: Int32Array): Int32Array => Int32Array.from({ length: bounds.length - 1 }, (_, b) => bounds[b + 1]! - bounds[b]!);
 
 /** The same memory under another shape; the tensor given is let go. */
 export function reshaped<T extends Tensor>(of: Tensor, shape: readonly number[]): T {
@@ -50,9 +53,7 @@ export function reshaped<T extends Tensor>(of: Tensor, shape: readonly number[])
 
 /** Rows of each sequence, padded to the longest: those behind are `fill`. */
 export function padded<T extends "f32" | "i32">(rows: Tensor<T>, bounds: Int32Array, fill = 0): Tensor<T> {
-  const batch = bounds.length - 1, width = rows.shape[1] ?? 1;
-  let longest = 0;
-  for (let b = 0; b < batch; b++) longest = Math.max(longest, bounds[b + 1]! - bounds[b]!);
+  const batch = bounds.length - 1, width = rows.shape[1] ?? 1, longest = lengthsOf(bounds).reduce((most, length) => Math.max(most, length), 0);
   const from = rows.data as Float32Array, shape = rows.shape.length > 1 ? [batch, longest, width] : [batch, longest];
   if (batch * longest * width === from.length) return reshaped(rows, shape);
   const data = new (from.constructor as typeof Float32Array)(batch * longest * width).fill(fill);
@@ -128,8 +129,7 @@ export async function bipartiteMatch(metric: Float, options: BipartiteMatchOptio
     });
     return { map, bounds, best, partner };
   }, runOptions(options), { merge });
-  const bounds = made.bounds.data as Int32Array, shape = [batch, tokens];
-  const counts = tensor(Int32Array.from({ length: batch }, (_, b) => bounds[b + 1]! - bounds[b]!));
+  const counts = tensor(lengthsOf(made.bounds.data as Int32Array)), shape = [batch, tokens];
   made.bounds.dispose();
   return { map: reshaped(made.map, shape), counts, best: reshaped(made.best, shape), partner: reshaped(made.partner, shape) };
 }
@@ -210,7 +210,7 @@ export async function segmentPool(x: Float, boundary: Mask, options: SegmentPool
   for (const used of [made.bounds, made.sizes]) used.dispose();
   return {
     out: padded(made.out as Float, bounds), segment: reshaped(made.map, [batch, tokens]), lengths: padded(lengths, bounds),
-    counts: tensor(Int32Array.from({ length: batch }, (_, b) => bounds[b + 1]! - bounds[b]!)),
+    counts: tensor(lengthsOf(bounds)),
   };
 }
 

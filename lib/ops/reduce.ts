@@ -1,4 +1,4 @@
-import { affine, dimMax, type Dim } from "../graph/dims.js";
+import { addDim, dimMax, scaleDim, type Dim } from "../graph/dims.js";
 import type { OutputPlan, Parameter } from "../graph/graph.js";
 import { Value, type ValueType } from "../graph/value.js";
 import { expectDim, expectRank, expectType, fixedDim } from "./check.js";
@@ -94,10 +94,9 @@ export function mergeRows(x: Value, { map, bounds: newBounds }: TokenMap, bounds
   if (weights) expectType(op, "weights", weights, "f32");
   if (sizes) expectType(op, "sizes", sizes, "f32");
   if (kept) expectType(op, "kept", kept, "u8");
-  const { symbol, multiply, add } = affine(rows), twice: Dim = symbol ? { symbol, multiply: 2 * multiply, add: 2 * add } : 2 * add;
   const made = x.graph.add(op, {
     inputs: { x, map, weights, sizes, kept, bounds, newBounds },
-    outputs: { out: { type: "f32", dims: [rows, x.dims[1]!] }, newSizes: vector("f32", rows), totals: vector("f32", rows), members: vector("i32", twice) },
+    outputs: { out: { type: "f32", dims: [rows, x.dims[1]!] }, newSizes: vector("f32", rows), totals: vector("f32", rows), members: vector("i32", scaleDim(rows, 2, 1)) },
     parameters: { kind: ["mean", "sum", "max", "first", "last"].indexOf(kind) },
   });
   return { out: made.out, sizes: made.newSizes };
@@ -128,10 +127,9 @@ export interface CountOptions {
 /** How many tokens of each sequence stay: first + round(rate · (tokens − first)) + add, within 0 and what is there → i32 `[sequences]`. */
 export function countTokens(bounds: Value, options: CountOptions): Value {
   expectType("countTokens", "bounds", bounds, "i32");
-  const { rate = 0, add = 0, first = 0, rounding = "truncate" } = options, { symbol, multiply, add: constant } = affine(bounds.dims[0]!);
-  const sequences: Dim = symbol ? { symbol, multiply, add: constant - 1 } : constant - 1;
+  const { rate = 0, add = 0, first = 0, rounding = "truncate" } = options;
   return bounds.graph.add("countTokens", {
-    inputs: { bounds }, outputs: { counts: vector("i32", sequences) }, parameters: { rate, add, first, rounding: ["truncate", "even", "up"].indexOf(rounding) },
+    inputs: { bounds }, outputs: { counts: vector("i32", addDim(bounds.dims[0]!, -1)) }, parameters: { rate, add, first, rounding: ["truncate", "even", "up"].indexOf(rounding) },
   }).counts;
 }
 
@@ -221,9 +219,9 @@ export function farthestRows(x: Value, bounds: Value, counts: Value, options: Fa
 
 /** Rows that resemble no earlier unique row of their sequence by a cosine above the threshold: unique u8 `[rows]`, counts i32 `[sequences]`. */
 export function uniqueRows(x: Value, bounds: Value, threshold: Parameter): { readonly unique: Value; readonly counts: Value } {
-  const rows = expectRows("uniqueRows", x, bounds), { symbol, multiply, add } = affine(bounds.dims[0]!);
+  const rows = expectRows("uniqueRows", x, bounds);
   const made = x.graph.add("uniqueRows", {
-    inputs: { x, bounds }, outputs: { unique: vector("u8", rows), counts: vector("i32", symbol ? { symbol, multiply, add: add - 1 } : add - 1), unit: { type: "f32", dims: x.dims }, work: vector("i32", rows) },
+    inputs: { x, bounds }, outputs: { unique: vector("u8", rows), counts: vector("i32", addDim(bounds.dims[0]!, -1)), unit: { type: "f32", dims: x.dims }, work: vector("i32", rows) },
     parameters: { threshold },
   });
   return { unique: made.unique, counts: made.counts };

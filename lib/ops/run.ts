@@ -2,18 +2,10 @@ import { invalidArgument } from "../errors.js";
 import { evaluate, expectTensor } from "../graph/evaluate.js";
 import type { Value } from "../graph/value.js";
 import type { RunOptions } from "../schedule.js";
-import { Tensor } from "../tensor.js";
+import { disposable, Tensor } from "../tensor.js";
 
 /** Tensors that an op returned. `using` frees them all; they can also be disposed of one by one. */
 export type Results<Name extends string> = Readonly<Record<Name, Tensor<"f32">>> & Disposable;
-
-export function results<Name extends string>(tensors: Record<Name, Tensor>): Results<Name> {
-  return Object.assign(tensors as Record<Name, Tensor<"f32">>, {
-    [Symbol.dispose]() {
-      for (const tensor of Object.values<Tensor>(tensors)) tensor.dispose();
-    },
-  });
-}
 
 /** Replaces each tensor within options by what `replace` makes of it; everything else stays. */
 function mapTensors(options: unknown, path: string, replace: (tensor: Tensor, path: string) => unknown): unknown {
@@ -44,5 +36,5 @@ export async function run<Name extends string>(
     const operands = mapTensors(rest, "", (_, path) => values[path]) as object;
     return build(values, operands);
   }, { signal, threads });
-  return results(made);
+  return disposable(made as Record<Name, Tensor<"f32">>);
 }

@@ -1,4 +1,5 @@
 import { invalidArgument } from "../errors.js";
+import { integer } from "../ops/reduce-eager.js";
 import { countTokens, keepTokens, keptMap } from "../ops/reduce.js";
 import { applyMap, baselines, checkSpecialTokens, needed, type Reduction } from "./reduction.js";
 import { keeping, type KeepOptions } from "./schedule.js";
@@ -22,7 +23,7 @@ export function eVit(options: EVitOptions): Reduction {
   const kept = keeping(options, "up"), { fuse = "weightedSum", recycle } = options, { classToken } = checkSpecialTokens(options);
   if (fuse !== "weightedSum" && fuse !== "weightedMean" && fuse !== "none") throw invalidArgument("options.fuse", "'weightedSum', 'weightedMean' or 'none'", fuse);
   if (recycle !== undefined && fuse !== "weightedMean") throw invalidArgument("options.recycle", "nothing beside fuse 'weightedMean'", recycle);
-  if (recycle !== undefined && (!Number.isSafeInteger(recycle) || recycle < 1)) throw invalidArgument("options.recycle", "an integer of at least 1", recycle);
+  if (recycle !== undefined) integer("options.recycle", recycle, 1);
   const first = Number(classToken), gather = fuse === "none" ? 0 : (recycle ?? 1);
   return {
     name: "eVit",

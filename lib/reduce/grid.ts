@@ -1,6 +1,6 @@
 import { invalidArgument } from "../errors.js";
 import { chainSource, mergeRows, resizeGrid } from "../ops/reduce.js";
-import { viewAs } from "../ops/reduce-eager.js";
+import { evenBounds, integer, viewAs } from "../ops/reduce-eager.js";
 import { Value } from "../graph/value.js";
 import type { Reduction } from "./reduction.js";
 
@@ -14,10 +14,7 @@ export interface Window {
   readonly outWidth: number;
 }
 
-export function checkSide(name: string, value: unknown): number {
-  if (!Number.isSafeInteger(value) || (value as number) < 1 || (value as number) > 65536) throw invalidArgument(name, "an integer from 1 to 65536", value);
-  return value as number;
-}
+export const checkSide = (name: string, value: unknown): number => integer(name, value, 1, 65536);
 
 /** Which output along one axis is the first to read each input; −1: none. */
 function readers(size: number, used: number, out: number): number[] {
@@ -43,7 +40,7 @@ export function gridPool(name: string, window: Window): Reduction {
       const grid = new Value(graph, "f32", [batch, usedHeight, usedWidth, columns], x.storage, [tokens * columns, width * columns, columns, 1], x.offset);
       const repeat = (one: number[]): number[] => Array.from({ length: batch }, () => one).flat();
       const map = graph.constant("map", "i32", Int32Array.from(repeat(down.flatMap((y) => across.map((at) => (y < 0 || at < 0 ? -1 : y * outWidth + at))))), [all]);
-      const after = graph.constant("bounds", "i32", Int32Array.from({ length: batch + 1 }, (_, b) => b * out), [batch + 1]);
+      const after = evenBounds(graph, batch, out);
       const places = { map, bounds: after }, before = source ?? graph.constant("source", "i32", Int32Array.from({ length: all }, (_, i) => i % tokens), [all]);
       return {
         x: viewAs(resizeGrid(grid, [batch, outHeight, outWidth, columns], false), [batch * out, columns]), bounds: after, original,

@@ -1,4 +1,5 @@
 import { Value } from "../graph/value.js";
+import { copyInto } from "../ops/activation.js";
 import { layerNorm } from "../ops/norm.js";
 import { rowProducts } from "../ops/reduce.js";
 import { shaped, viewAs } from "../ops/reduce-eager.js";
@@ -31,7 +32,7 @@ export function joinHeads(out: Value): Value {
   const joined = graph.buffer("joined", "f32", [batch, n, heads * headDim]), views = joined.split(heads).permute(0, 2, 1, 3);
   for (let b = 0; b < batch; b++) for (let h = 0; h < heads; h++) {
     const rows = (of: Value): Value => rowsOf(of, b, h, n, headDim);
-    graph.add("add", { inputs: { a: rows(out) }, outputs: { out: { type: "f32", dims: [n, headDim], into: rows(views) } }, parameters: { scale: 1 } });
+    copyInto(rows(out), rows(views));
   }
   return joined;
 }

@@ -1,9 +1,9 @@
 import { invalidArgument } from "../errors.js";
 import { evaluate } from "../graph/evaluate.js";
 import type { Value } from "../graph/value.js";
-import { evenBounds, padded, reshaped, runOptions, shaped, viewAs } from "../ops/reduce-eager.js";
+import { evenBounds, evenly, integer, lengthsOf, padded, reshaped, runOptions, shaped, viewAs } from "../ops/reduce-eager.js";
 import type { RunOptions } from "../schedule.js";
-import { tensor, type Tensor } from "../tensor.js";
+import { disposable, tensor, type Tensor } from "../tensor.js";
 import { checkReduction, type Reduction } from "./reduction.js";
 
 export interface ReduceOptions extends RunOptions {
@@ -33,19 +33,10 @@ export interface Reduced extends Disposable {
   readonly kept?: Tensor<"u8">;
 }
 
-function made(parts: Omit<Reduced, typeof Symbol.dispose>): Reduced {
-  return {
-    ...parts,
-    [Symbol.dispose]() {
-      for (const part of [parts.tokens, parts.sizes, parts.source, parts.kept]) part?.dispose();
-    },
-  };
-}
-
 /** Nothing goes: the same tokens, copied. */
 function unchanged(tokens: Tensor<"f32">, { sizes, source }: ReduceOptions): Reduced {
   const [batch, count] = tokens.shape as [number, number, number], own = { sizes: new Float32Array(batch * count).fill(1), source: Int32Array.from({ length: batch * count }, (_, i) => i % count) };
-  return made({
+  return disposable({
     tokens: tensor(tokens.data.slice(), tokens.shape), sizes: tensor(sizes?.data.slice() ?? own.sizes, [batch, count]),
     source: tensor(source?.data.slice() ?? own.source, source?.shape ?? [batch, count]), counts: new Int32Array(batch).fill(count), kept: tensor(new Uint8Array(batch * count).fill(1), [batch, count]),
   });
@@ -64,8 +55,8 @@ export async function reduceTokens(reduction: Reduction, tokens: Tensor<"f32">, 
   if (scores) shaped("options.scores", scores, "f32", batch, count);
   if (sizes) shaped("options.sizes", sizes, "f32", batch, count);
   if (source) shaped("options.source", source, "i32", batch, null);
-  if (!Number.isSafeInteger(layers) || layers < 1) throw invalidArgument("options.layers", "an integer of at least 1", layers);
-  if (!Number.isSafeInteger(layer) || layer < 0 || layer >= layers) throw invalidArgument("options.layer", `an integer from 0 to ${layers - 1}`, layer);
+  integer("options.layers", layers, 1);
+  integer("options.layer", layer, 0, layers - 1);
   if (reduction.needs.scores && !scores) throw invalidArgument("options.scores", `f32 scores for ${reduction.name}`, scores);
   const most = reduction.keep(count, { layer, layers });
   if (most === count && !reduction.dataDependent) return unchanged(tokens, options);
@@ -82,10 +73,10 @@ export async function reduceTokens(reduction: Reduction, tokens: Tensor<"f32">, 
     if (kept) all["kept"] = kept;
     return all;
   }, runOptions(options));
-  const said = results["bounds"]?.data as Int32Array | undefined, bounds = Int32Array.from({ length: batch + 1 }, (_, b) => said?.[b] ?? b * most);
+  const bounds = (results["bounds"]?.data as Int32Array | undefined)?.slice() ?? evenly(batch, most);
   results["bounds"]?.dispose();
-  return made({
+  return disposable({
     tokens: padded(results["tokens"] as Tensor<"f32">, bounds), sizes: padded(results["sizes"] as Tensor<"f32">, bounds), source: reshaped(results["source"]!, [batch, originals]),
-    counts: Int32Array.from({ length: batch }, (_, b) => bounds[b + 1]! - bounds[b]!), ...(results["kept"] && { kept: reshaped<Tensor<"u8">>(results["kept"], [batch, count]) }),
+    counts: lengthsOf(bounds), ...(results["kept"] && { kept: reshaped<Tensor<"u8">>(results["kept"], [batch, count]) }),
   });
 }

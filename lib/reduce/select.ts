@@ -1,6 +1,6 @@
 import { runOptions, unmerge } from "../ops/reduce-eager.js";
 import type { RunOptions } from "../schedule.js";
-import { tensor, type Tensor } from "../tensor.js";
+import { disposable, tensor, type Tensor } from "../tensor.js";
 
 /** Indices by falling value, equal ones by lowest index; NaN last. */
 export function descending(values: ArrayLike<number>): number[] {
@@ -37,10 +37,7 @@ export async function choose(x: Tensor<"f32">, lists: readonly (readonly number[
   const source = new Int32Array(batch * tokens).fill(-1);
   lists.forEach((list, b) => list.forEach((token, row) => (source[b * tokens + token] = row)));
   const sizes = tensor(Float32Array.from(index.data, (token) => (token < 0 ? 0 : 1)), index.shape), places = tensor(source, [batch, tokens]);
-  return {
-    tokens: tokensOut, sizes, source: places, index, counts: Int32Array.from(lists, (list) => list.length),
-    [Symbol.dispose]: () => [tokensOut, sizes, places, index].forEach((made) => made.dispose()),
-  };
+  return disposable({ tokens: tokensOut, sizes, source: places, index, counts: Int32Array.from(lists, (list) => list.length) });
 }
 
 /** One row of a matrix of numbers. */

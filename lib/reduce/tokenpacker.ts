@@ -6,7 +6,7 @@ import { integer, number, shaped, viewAs } from "../ops/reduce-eager.js";
 import { resizeGrid } from "../ops/reduce.js";
 import { run } from "../ops/run.js";
 import type { RunOptions } from "../schedule.js";
-import { tensor, type Tensor } from "../tensor.js";
+import { disposable, tensor, type Tensor } from "../tensor.js";
 import { byHeads, checkLinear, joinHeads, linear, normed, type Linear, type Norm } from "./layers.js";
 
 export const method = { recipe: "tokenPacker", paper: "TokenPacker", arxiv: "2407.02392", summary: "a coarse grid's tokens attend to the fine tokens of their own cells" };
@@ -67,5 +67,5 @@ export async function tokenPacker(x: Tensor<"f32">, features: Tensor<"f32">, wei
   });
   const cells = Int32Array.from({ length: batch * fine }, (_, i) => Math.floor(Math.floor((i % fine) / grid) / scale) * side + Math.floor((i % grid) / scale));
   const sizes = tensor(new Float32Array(batch * side * side).fill(scale * scale), [batch, side * side]), source = tensor(cells, [batch, fine]);
-  return { tokens: made.tokens, attended: made.attended, sizes, source, [Symbol.dispose]: () => [made.tokens, made.attended, sizes, source].forEach((one) => one.dispose()) };
+  return disposable({ tokens: made.tokens, attended: made.attended, sizes, source });
 }

@@ -1,5 +1,5 @@
 import { invalidArgument } from "../errors.js";
-import { numberOption } from "../check.js";
+import { checkSide } from "./grid.js";
 import { bipartiteMatch } from "../ops/reduce.js";
 import { applyMap, baselines, type Reduction } from "./reduction.js";
 import { checkSchedule, scheduled, type Schedule } from "./schedule.js";
@@ -39,11 +39,11 @@ function destinationsOf({ width, height, strideX = 2, strideY = 2, destinations 
  */
 export function toMeSd(options: ToMeSdOptions): Reduction {
   if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object with width, height and perLayer", options);
-  const { perLayer, destinations } = options, most = 1 << 16;
-  for (const side of ["width", "height"] as const) if (!Number.isSafeInteger(options[side]) || options[side] < 1 || options[side] > most) throw invalidArgument(`options.${side}`, `an integer from 1 to ${most}`, options[side]);
+  const { perLayer, destinations } = options;
+  for (const side of ["width", "height"] as const) checkSide(`options.${side}`, options[side]);
   if (destinations !== undefined && !Array.isArray(destinations)) throw invalidArgument("options.destinations", "an array of numbers", destinations);
   for (const stride of ["strideX", "strideY"] as const) {
-    numberOption(`options.${stride}`, options[stride], 2, 1, most, true);
+    if (options[stride] !== undefined) checkSide(`options.${stride}`, options[stride]);
     if (destinations && options[stride] !== undefined) throw invalidArgument(`options.${stride}`, "nothing beside destinations", options[stride]);
   }
   checkSchedule("options.perLayer", perLayer, { low: 0, high: Infinity, whole: true });

@@ -1,4 +1,5 @@
 import { numberOption } from "../check.js";
+import { copyInto } from "../ops/activation.js";
 import { packedAttention } from "../ops/attention.js";
 import { bipartiteMatch, countTokens, keepTokens, keptMap, logSizes, mergeRows } from "../ops/reduce.js";
 import { rmsNorm } from "../ops/norm.js";
@@ -42,9 +43,9 @@ export function tokenTransforming(options: TokenTransformingOptions): Reduction 
       const key = rmsNorm(metric, ones, { epsilon: 1e-30 }), query = mergeRows(key, places, bounds, { rows }).out;
       const width = x.dims[1] as number, bias = sizes && logSizes(sizes), out = graph.buffer("transformed", "f32", [rows, width]);
       for (let begin = 0; begin < width; begin += widestValue) {
-        const columns = Math.min(widestValue, width - begin), into = out.columns(begin, columns);
+        const columns = Math.min(widestValue, width - begin);
         const mixed = packedAttention(query.split(1), key.split(1), x.columns(begin, columns).split(1), bounds, { queryBounds: places.bounds, bias, scale: 1 / (temperature * metricDim) }).out.join();
-        graph.add("add", { inputs: { a: mixed }, outputs: { out: { type: "f32", dims: into.dims, into } }, parameters: { scale: 1 } });
+        copyInto(mixed, out.columns(begin, columns));
       }
       // Who belongs to whom, for sizes and source.
       const nearest = bipartiteMatch(metric, bounds, { destinations: marks });

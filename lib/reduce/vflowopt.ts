@@ -1,10 +1,10 @@
 import { invalidArgument } from "../errors.js";
 import { evaluate } from "../graph/evaluate.js";
 import { reduceRows } from "../ops/cache-policy.js";
-import { number, padded, reshaped, rowProducts, runOptions, shaped, viewAs, evenBounds } from "../ops/reduce-eager.js";
+import { number, reshaped, rowProducts, runOptions, shaped, viewAs, evenBounds } from "../ops/reduce-eager.js";
 import { mergeRows } from "../ops/reduce.js";
 import type { RunOptions } from "../schedule.js";
-import { tensor, type Tensor } from "../tensor.js";
+import { disposable, tensor, type Tensor } from "../tensor.js";
 import { roundEven } from "./schedule.js";
 import { descending, indexRows, rowOf } from "./select.js";
 
@@ -97,7 +97,8 @@ export async function vFlowOpt(x: Tensor<"f32">, attention: Tensor<"f32">, entro
     const { out, sizes } = mergeRows(viewAs(v["x"]!, [batch * n, width]), { map: v["map"]!, bounds: evenBounds(graph, batch, rows) }, evenBounds(graph, batch, n), { rows: batch * rows, weights: viewAs(v["importance"]!, [batch * n]), kept: v["kept"]! });
     return { tokens: out, sizes };
   }, runOptions(options));
-  const bounds = Int32Array.from({ length: batch + 1 }, (_, b) => b * rows), tokens = padded(made.tokens as Tensor<"f32">, bounds), sizes = padded(made.sizes as Tensor<"f32">, bounds);
-  const source = tensor(map, [batch, n]), index = indexRows(lists);
-  return { tokens, sizes, source, index, importance, stageCounts: Int32Array.from(stageCounts), [Symbol.dispose]: () => [tokens, sizes, source, index, importance].forEach((one) => one.dispose()) };
+  return disposable({
+    tokens: reshaped<Tensor<"f32">>(made.tokens, [batch, rows, width]), sizes: reshaped<Tensor<"f32">>(made.sizes, [batch, rows]), source: tensor(map, [batch, n]), index: indexRows(lists),
+    importance, stageCounts: Int32Array.from(stageCounts),
+  });
 }
