@@ -10,14 +10,16 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { loadModel, systemInfo, toMe } from "tokenloom";
+import { agreement } from "#lib/cli/see.js";
 import { machineLimits } from "./limits.mjs";
+import { commit, machine, timed } from "./report.mjs";
 import { Torch } from "./torch.mjs";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const { values: flags } = parseArgs({ options: { runs: { type: "string", default: "5" }, threads: { type: "string", default: String(systemInfo().cores) }, only: { type: "string", default: "images,texts" } } });
 const runs = Number(flags.runs), threads = Number(flags.threads), only = new Set(flags.only.split(","));
 const shared = process.env.TOKENLOOM_SHARED ?? join("..", "shared"), dino = join(shared, "models", "dinov2-small-saliency.safetensors"), miniLm = join(process.env.TOKENLOOM_MODELS ?? "", "all-MiniLM-L6-v2");
-const folder = mkdtempSync(join(tmpdir(), "tokenloom-encoders-")), rows = [];
+const folder = mkdtempSync(join(tmpdir(), "tokenloom-encoders-")), rows = [], ranOn = machine();
 
 /** onnxruntime in a process of its own: its run() blocks the event loop. */
 class Onnx {
@@ -65,12 +67,10 @@ async function compare({ title, count, mine, torchCase, onnxCase, goals }) {
   const best = {}, cores = {}, least = (into, name, time) => (into[name] = Math.min(into[name] ?? Infinity, time));
   for (let run = 0; run <= runs; run++) {
     for (const [name, work] of Object.entries(mine)) {
-      const used = process.cpuUsage(), began = performance.now();
-      await work();
-      const time = (performance.now() - began) / 1e3, { user, system } = process.cpuUsage(used);
+      const { ms, cpuMs } = await timed(work);
       if (run > 0) {
-        least(best, name, time);
-        least(cores, name, (user + system) / 1e6);
+        least(best, name, ms / 1e3);
+        least(cores, name, cpuMs / 1e3);
       }
     }
     const peers = { onnxruntime: onnxCase && (await timesOf(onnx, "onnxruntime", { ...onnxCase, title, threads })), PyTorch: await timesOf(torch, "PyTorch", { ...torchCase, title, threads }) };
@@ -89,17 +89,6 @@ async function compare({ title, count, mine, torchCase, onnxCase, goals }) {
   }
 }
 
-function pearson(a, b) {
-  const mean = (x) => x.reduce((sum, value) => sum + value, 0) / x.length, [ma, mb] = [mean(a), mean(b)];
-  let ab = 0, aa = 0, bb = 0;
-  a.forEach((value, i) => {
-    ab += (value - ma) * (b[i] - mb);
-    aa += (value - ma) ** 2;
-    bb += (b[i] - mb) ** 2;
-  });
-  return ab / Math.sqrt(aa * bb);
-}
-
 async function images() {
   const vit = await loadModel(dino, { kind: "encoder", threads });
   const rounded = await loadModel(dino, { kind: "encoder", threads, weights: "int8" });
@@ -107,8 +96,7 @@ async function images() {
   const pixels = await Promise.all(files.map(async (file) => ({ data: new Uint8Array(await sharp(file).removeAlpha().raw().toBuffer()), width: 224, height: 224 })));
   const agree = [];
   for (const [how, model, options] of [["ToMe 13 a layer", vit, { reduce: toMe(13) }], ["int8", rounded, {}], ["int8, ToMe 13 a layer", rounded, { reduce: toMe(13) }]]) {
-    const maps = await Promise.all(pixels.map(async (one) => [(await vit.encode(one)).saliency.data, (await model.encode(one, options)).saliency.data]));
-    const found = maps.map(([a, b]) => pearson(a, b));
+    const found = await Promise.all(pixels.map(async (one) => agreement(await vit.encode(one), await model.encode(one, options))));
     agree.push({ how, pearsonMean: found.reduce((sum, x) => sum + x, 0) / found.length, pearsonLeast: Math.min(...found), images: files.length });
   }
   for (const batch of [8, 1]) {
@@ -156,7 +144,7 @@ try {
   if (only.has("texts") && existsSync(miniLm)) await texts();
   const agreement = only.has("images") && existsSync(dino) ? await images() : undefined;
   mkdirSync(join(here, "results"), { recursive: true });
-  writeFileSync(join(here, "results", "encoders.json"), `${JSON.stringify({ machine: cpus()[0].model, isa: systemInfo().isa, threads, peakFlops: peak, onnxruntime: onnx.version ?? null, pytorch: torch.version ?? null, node: process.version, rows, agreement }, null, 1)}\n`);
+  writeFileSync(join(here, "results", "encoders.json"), `${JSON.stringify({ date: new Date().toISOString(), commit: commit(), machine: ranOn, isa: systemInfo().isa, threads, peakFlops: peak, onnxruntime: onnx.version ?? null, pytorch: torch.version ?? null, rows, agreement }, null, 1)}\n`);
 } finally {
   torch.stop?.();
   onnx.stop();

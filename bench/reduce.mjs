@@ -11,6 +11,7 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { ops, systemInfo, tensor } from "tokenloom";
 import { machineLimits } from "./limits.mjs";
+import { commit, machine, timed } from "./report.mjs";
 import { Torch } from "./torch.mjs";
 
 const { values: flags } = parseArgs({ options: { runs: { type: "string", default: "7" }, threads: { type: "string", default: String(systemInfo().cores) } } });
@@ -60,7 +61,7 @@ function differing(work, mine, theirs) {
   return mine.filter(([source, partner]) => pairs.get(source) !== partner).length;
 }
 
-const folder = mkdtempSync(join(tmpdir(), "tokenloom-reduce-")), torch = await Torch.start("reduce.py"), results = [];
+const folder = mkdtempSync(join(tmpdir(), "tokenloom-reduce-")), torch = await Torch.start("reduce.py"), ranOn = machine(), results = [];
 try {
   const { flops } = machineLimits(threads), peak = flops && flops * threads;
   console.log(`${cpus()[0].model}, ${threads} threads, ${systemInfo().isa}; peak ${peak ? `${(peak / 1e9).toFixed(0)} GFLOP/s f32` : "unknown"}; PyTorch ${torch.version ?? `left out: ${torch.missing}`}`);
@@ -71,10 +72,10 @@ try {
     let mine = Infinity, peer = Infinity, cores = Infinity, differ;
     const slow = one.tokens > 1000 && one.work !== "match", times = slow ? Math.min(runs, 2) : one.tokens > 1000 ? runs : 30 * runs;
     for (let run = 0; run < times + 1; run++) {
-      const before = process.cpuUsage(), own = await ours(one, x), used = process.cpuUsage(before);
+      const { result: own, cpuMs } = await timed(() => ours(one, x));
       if (run > 0) {
         mine = Math.min(mine, own.seconds);
-        cores = Math.min(cores, (used.user + used.system) / 1e6);
+        cores = Math.min(cores, cpuMs / 1e3);
       }
       if (!torch.version) continue;
       const theirs = await torch.ask({ ...one, file, threads });
@@ -87,7 +88,7 @@ try {
   }
   const to = join(dirname(fileURLToPath(import.meta.url)), "results");
   mkdirSync(to, { recursive: true });
-  writeFileSync(join(to, "reduce.json"), `${JSON.stringify({ machine: cpus()[0].model, isa: systemInfo().isa, threads, peakFlops: peak, pytorch: torch.version ?? null, node: process.version, rows: results }, null, 1)}\n`);
+  writeFileSync(join(to, "reduce.json"), `${JSON.stringify({ date: new Date().toISOString(), commit: commit(), machine: ranOn, isa: systemInfo().isa, threads, peakFlops: peak, pytorch: torch.version ?? null, rows: results }, null, 1)}\n`);
 } finally {
   torch.stop?.();
   rmSync(folder, { recursive: true, force: true });

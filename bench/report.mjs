@@ -19,6 +19,12 @@ export function machine() {
   return { cpu: cpus()[0].model.trim(), cores: availableParallelism(), memoryBytes: totalmem(), loadBefore: loadavg()[0], node: process.version, platform: `${process.platform}-${process.arch}` };
 }
 
+/** `{ result, ms, cpuMs }` of some work: the clock's time, and the processor's, which hardly depends on what else runs. */
+export async function timed(work) {
+  const cpu = process.cpuUsage(), started = performance.now(), result = await work(), ms = performance.now() - started, { user, system } = process.cpuUsage(cpu);
+  return { result, ms, cpuMs: (user + system) / 1000 };
+}
+
 export const number = (value, digits = 0) => (value === undefined || Number.isNaN(value) ? "–" : value.toLocaleString("en-US", { maximumFractionDigits: digits, minimumFractionDigits: digits }));
 
 /** A Markdown table: names of columns, the first for text, and rows of strings. */

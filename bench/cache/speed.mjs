@@ -3,15 +3,9 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { memory, snapKV, streamingLlm } from "tokenloom";
-import { number, table } from "../report.mjs";
+import { number, table, timed } from "../report.mjs";
 import { computed, cut, options } from "./sequences.mjs";
 import { policies, shares } from "./policies.mjs";
-
-/** `{ result, ms, cpuMs }` of some work. */
-async function timed(work) {
-  const cpu = process.cpuUsage(), started = performance.now(), result = await work(), ms = performance.now() - started, { user, system } = process.cpuUsage(cpu);
-  return { result, ms, cpuMs: (user + system) / 1000 };
-}
 
 function keepBest(best, key, { ms, cpuMs }) {
   const known = best.get(key) ?? { ms: Infinity, cpuMs: Infinity };

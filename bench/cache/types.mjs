@@ -1,7 +1,7 @@
 // Part "types": quantised caches against f16. Whole windows are scored with all tokens kept in the type; a context that is
 // converted behind itself, by quantizeBeyond, as in part "perplexity".
 import { quantizeBeyond } from "tokenloom";
-import { meanAndError, number, table } from "../report.mjs";
+import { meanAndError, number, table, timed } from "../report.mjs";
 import { continued, heldText, windowContext } from "./quality.mjs";
 import { computed, cut, options } from "./sequences.mjs";
 
@@ -44,10 +44,10 @@ export async function cacheTypes(model, { folder, open, log }) {
   const bytes = new Map([...sequences].map(([type, sequence]) => [type, sequence.cacheStatistics.bytesHeld]));
   for (let round = 0; round < rounds; round++) {
     for (const [type, sequence] of sequences) {
-      const cpu = process.cpuUsage(), started = performance.now();
-      for (let i = 0; i < decoded; i++) await sequence.step(options);
-      const { user, system } = process.cpuUsage(cpu), known = best.get(type);
-      best.set(type, { ms: Math.min(known.ms, (performance.now() - started) / decoded), cpuMs: Math.min(known.cpuMs, (user + system) / 1000 / decoded) });
+      const { ms, cpuMs } = await timed(async () => {
+        for (let i = 0; i < decoded; i++) await sequence.step(options);
+      }), known = best.get(type);
+      best.set(type, { ms: Math.min(known.ms, ms / decoded), cpuMs: Math.min(known.cpuMs, cpuMs / decoded) });
     }
   }
   for (const sequence of sequences.values()) sequence.dispose();
