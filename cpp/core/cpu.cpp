@@ -9,6 +9,7 @@
 #endif
 #if defined(__x86_64__) || defined(_M_X64)
 #define TL_X86 1
+#include <immintrin.h>
 #if defined(_MSC_VER)
 #include <intrin.h>
 #else
@@ -105,6 +106,15 @@ Isa bestIsa() {
     if (isaAvailable(isa)) return isa;
   return Isa::scalar;
 }
+
+#if TL_X86
+constexpr uint32_t kFlushToZero = 0x8000;
+FlushedSubnormals::FlushedSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | kFlushToZero); }
+FlushedSubnormals::~FlushedSubnormals() { _mm_setcsr((_mm_getcsr() & ~kFlushToZero) | (before_ & kFlushToZero)); }
+#else
+FlushedSubnormals::FlushedSubnormals() : before_(0) {}
+FlushedSubnormals::~FlushedSubnormals() = default;
+#endif
 
 int usableCores() {
   int cores = int(std::max(1u, std::thread::hardware_concurrency()));

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <chrono>
 
-#include "cpu.h"
-
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
@@ -119,6 +117,7 @@ bool ThreadPool::join(int thread, uint64_t& seen) {
 }
 
 void ThreadPool::help(int thread, uint64_t seen) {
+  const FlushedSubnormals flushed;
   const auto changed = [&](std::memory_order order) { return (state_.load(order) >> 32) != seen; };
   for (;;) {
     const auto until = std::chrono::steady_clock::now() + kSpin;

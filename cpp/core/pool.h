@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "cpu.h"
 #include "memory.h"
 
 namespace tl {
@@ -33,6 +34,7 @@ class ThreadPool {
    private:
     ThreadPool& pool_;
     bool ok_ = false;
+    FlushedSubnormals flushed_;
   };
 
   // Only within a Turn. body(context, begin, end, thread): chunk [begin, end), thread in 0 … threads - 1.

@@ -236,6 +236,27 @@ TEST(ThreadPoolThreads, PlainMemoryIsSeenAcrossJobs) {
   for (const int value : values) ASSERT_EQ(value, 200);
 }
 
+TEST(ThreadPoolThreads, RunsFlushSubnormalResults) {
+  const auto half = [](float x) {
+    volatile float value = x;
+    return value * 0.5f;
+  };
+  ThreadPool& pool = ThreadPool::shared();
+  {
+    ThreadPool::Turn turn(pool, 3);
+    std::atomic<int> kept{0};
+    pool.parallelFor(300, 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) kept += half(std::numeric_limits<float>::min()) != 0;
+    });
+#if defined(__x86_64__)
+    EXPECT_EQ(kept.load(), 0);
+#else
+    EXPECT_EQ(kept.load(), 300);
+#endif
+  }
+  EXPECT_GT(half(std::numeric_limits<float>::min()), 0.0f);  // the caller's own arithmetic is as it was
+}
+
 TEST(ThreadPoolThreads, ScratchBelongsToOneThread) {
   ThreadPool& pool = ThreadPool::shared();
   ThreadPool::Turn turn(pool, 3);
