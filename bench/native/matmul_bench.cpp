@@ -25,12 +25,16 @@ constexpr Case kCases[] = {
     {"gate|up q6_k", Storage::q6_k, 3072, 768},   {"gate|up q8_0", Storage::q8_0, 3072, 576},
     {"head    q8_0", Storage::q8_0, 49152, 576},  {"gate|up f32 ", Storage::f32, 3072, 576},
     {"gate|up f16 ", Storage::f16, 3072, 576},    {"gate|up bf16", Storage::bf16, 3072, 576},
+    {"vit qkv f32 ", Storage::f32, 1152, 384},    {"vit fc1 f32 ", Storage::f32, 1536, 384},
+    {"vit fc2 f32 ", Storage::f32, 384, 1536},
 };
 
 // Values do not matter for speed, but they must be finite: all scales small positive f16.
 std::vector<uint8_t> storedBytes(Storage storage, int64_t count) {
   std::vector<uint8_t> bytes(size_t(count / tl::storageBlockElements(storage) * tl::storageBlockBytes(storage)));
   for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = uint8_t((i * 2654435761u >> 13) & 0x1f);
+  const size_t width = storage == Storage::f32 ? 4 : storage == Storage::bf16 ? 2 : 0;  // no subnormal floats: they are slow
+  for (size_t i = width; width && i <= bytes.size(); i += width) bytes[i - 1] = 0x3c;
   return bytes;
 }
 
@@ -125,7 +129,7 @@ int main(int argc, char** argv) {
   tl::Context context{pool};
   std::printf("%s, %d thread(s)\n prompts\n", tl::isaName(isa), pool.threads());
   for (const Case& shape : kCases)
-    if (shape.rows < 10000 && std::strstr(shape.name, only)) prompt(*table, context, shape, 512);
+    if (shape.rows < 10000 && std::strstr(shape.name, only)) prompt(*table, context, shape, getenv("NN")?atoi(getenv("NN")):512);
   for (int64_t n : {8, 16, 33, 64}) if (std::strstr(kCases[2].name, only)) prompt(*table, context, kCases[2], n);
   const double roof = limits::readBandwidth(pool.threads()) * 1e-9;
   std::printf(" decode (memory reads at %.1f GB/s)\n", roof);

@@ -104,25 +104,10 @@ struct Tile {
 };
 
 template <typename T> void packPanel(const Tile& tile, int64_t first, float* to) {
-  constexpr int squares = int((kRows + kLanes - 1) / kLanes);
-  const int64_t headDim = tile.problem.headDim;
-  const int rows = int(std::min<int64_t>(tile.rows - first, kRows));
-  const F32 scale = broadcast(tile.problem.scale);
-  const T* from[squares * kLanes] = {};
+  const int64_t rows = std::min<int64_t>(tile.rows - first, kRows);
+  const T* from[kRows];
   for (int r = 0; r < rows; ++r) from[r] = reinterpret_cast<const T*>(tile.unit.query.at(tile.query(first + r), tile.head(first + r)));
-  for (int64_t d = 0; d < headDim; d += kLanes) {
-    const int part = int(std::min<int64_t>(headDim - d, kLanes));
-    F32 square[squares][kLanes];
-    for (int k = 0; k < squares; ++k) {
-      for (int i = 0; i < kLanes; ++i) {
-        const T* row = from[k * kLanes + i];
-        square[k][i] = !row ? zero() : mul(part == kLanes ? load(row + d) : loadPart(row + d, part), scale);
-      }
-      transpose(square[k]);
-    }
-    for (int i = 0; i < part; ++i)  // what reaches past kRows is overwritten by the next dimension
-      for (int k = 0; k < squares; ++k) store(to + (d + i) * kRows + k * kLanes, square[k][i]);
-  }
+  packRows(from, rows, kRows, tile.problem.headDim, tile.problem.scale, to);
 }
 
 // Queries as [panel][headDim][kRows], scaled; rows that fill the last panel up are zero.

@@ -6,6 +6,8 @@
 // multiplied by zero): a NaN there stays unseen.
 #pragma once
 
+#include "float_tile_inl.h"
+
 namespace tl::TL_TARGET {
 
 constexpr int kPanelKeys = 32;                           // keys side by side in a panel: one cache page

@@ -27,15 +27,38 @@ struct SquaredDifference {
   }
 };
 
-// sums[Tokens][Groups][kLanes] += columns terms, in ascending order. weight[g] is [columns][kLanes].
+// Rows side by side, as [columns][width], times `scale`: a tile reads them by one pointer. Of `width` rows `count` are there, the rest
+// are zero. Writes up to kLanes floats past the end.
+template <typename T> void packRows(const T* const* row, int64_t count, int64_t width, int64_t columns, float scale, float* to) {
+  const F32 factor = broadcast(scale);
+  for (int64_t column = 0; column < columns; column += kLanes) {
+    const int64_t part = std::min<int64_t>(columns - column, kLanes), first = column * width;
+    for (int64_t square = 0; square < width; square += kLanes) {
+      F32 rows[kLanes];
+      for (int64_t i = 0; i < kLanes; ++i) {
+        if (square + i >= count) rows[i] = zero();
+        else rows[i] = mul(part == kLanes ? load(row[square + i] + column) : loadPart(row[square + i] + column, int(part)), factor);
+      }
+      transpose(rows);
+      // What reaches past a column's rows is overwritten by the next square or column.
+      const int64_t left = width - square;
+      for (int64_t i = 0; i < part; ++i) {
+        if (left >= kLanes || square == 0) store(to + first + i * width + square, rows[i]);
+        else storePart(to + first + i * width + square, rows[i], int(left));
+      }
+    }
+  }
+}
+
+// sums[Tokens][Groups][kLanes] += columns terms, in ascending order. weight[g] is [columns][kLanes], x [columns][Tokens].
 template <typename Term, typename W, int Groups, int Tokens>
-TL_INLINE void tile(const W* const (&weight)[Groups], const float* const (&x)[Tokens], int64_t columns, float* sums) {
+TL_INLINE void tile(const W* const (&weight)[Groups], const float* x, int64_t columns, float* sums) {
   F32 sum[Tokens][Groups];
   TL_UNROLL for (int t = 0; t < Tokens; ++t) TL_UNROLL for (int g = 0; g < Groups; ++g) sum[t][g] = load(sums + (t * Groups + g) * kLanes);
-  for (int64_t column = 0; column < columns; ++column) {
+  for (int64_t column = 0; column < columns; ++column, x += Tokens) {
     if constexpr (Groups > Tokens) {  // what there is less of stays in registers
       F32 value[Tokens];
-      TL_UNROLL for (int t = 0; t < Tokens; ++t) value[t] = broadcast(x[t][column]);
+      TL_UNROLL for (int t = 0; t < Tokens; ++t) value[t] = broadcast(x[t]);
       TL_UNROLL for (int g = 0; g < Groups; ++g) {
         const F32 w = load(weight[g] + column * kLanes);
         TL_UNROLL for (int t = 0; t < Tokens; ++t) sum[t][g] = Term::add(sum[t][g], w, value[t]);
@@ -44,7 +67,7 @@ TL_INLINE void tile(const W* const (&weight)[Groups], const float* const (&x)[To
       F32 w[Groups];
       TL_UNROLL for (int g = 0; g < Groups; ++g) w[g] = load(weight[g] + column * kLanes);
       TL_UNROLL for (int t = 0; t < Tokens; ++t) {
-        const F32 value = broadcast(x[t][column]);
+        const F32 value = broadcast(x[t]);
         TL_UNROLL for (int g = 0; g < Groups; ++g) sum[t][g] = Term::add(sum[t][g], w[g], value);
       }
     }

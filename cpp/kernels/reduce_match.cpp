@@ -17,6 +17,9 @@ constexpr int64_t kPanelRows = kGroups * kLanes;   // panel rows that a visit br
 constexpr int64_t kChunkColumns = 4096 / kPanelRows;  // panel columns that stay in L1 under a block
 constexpr int64_t kBlockBytes = 256 * 1024;        // of swept rows, in L2
 constexpr int64_t kMostBlockRows = 96;
+constexpr int64_t kBlockSums = kMostBlockRows * kPanelRows;
+// A tile of rows must fit beside the sums.
+constexpr int64_t kMostColumns = (int64_t(kScratchBytes / sizeof(float)) - kBlockSums - kLanes) / kTileTokens;
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
 // Rows of one matrix, all of them or those listed.
@@ -37,6 +40,7 @@ struct Pairs {
 constexpr int64_t kPanelSlack = 16;
 float* panelsOf(float* panels, const Sequences& sequences, int64_t s, int64_t columns) { return panels + (sequences.begin(s) + s * kPanelSlack) * columns; }
 Status openPanels(const char* op, const View& view, const Sequences& sequences, int64_t columns, float*& panels) {
+  if (columns > kMostColumns) return shapeError(op, "panels", "takes rows of at most so many columns", kMostColumns, columns);
   return flat(op, "panels", view, DType::f32, (sequences.rows() + kPanelSlack * sequences.count) * columns, panels);
 }
 
@@ -72,25 +76,29 @@ struct Sweep {
   void* state;
 };
 
-template <typename Term> TL_NOINLINE void addTile(const float* const (&panel)[kGroups], const float* const (&x)[kTileTokens], int64_t columns, float* sums) {
+template <typename Term> TL_NOINLINE void addTile(const float* const (&panel)[kGroups], const float* x, int64_t columns, float* sums) {
   tile<Term, float, kGroups, kTileTokens>(panel, x, columns, sums);
 }
 
 // Rows [begin, end) of the swept side under all panels. A tile that reaches past the end computes its last row again, and drops it.
-template <typename Term> void sweepBlock(const Sweep& sweep, const Pairs& pairs, int64_t entry, int64_t begin, int64_t end, float* sums) {
+// `space` takes the block's sums, then the block itself, side by side in tiles.
+template <typename Term> void sweepBlock(const Sweep& sweep, const Pairs& pairs, int64_t entry, int64_t begin, int64_t end, float* space) {
   const int64_t groups = ceilDiv(pairs.other.count, kLanes), tiles = ceilDiv(end - begin, kTileTokens);
   const int64_t chunk = ceilDiv(sweep.columns, std::max<int64_t>(1, ceilDiv(sweep.columns, kChunkColumns)));
   constexpr int64_t kTileSums = kTileTokens * kPanelRows;
+  float *sums = space, *block = space + kBlockSums;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const float* row[kTileTokens];
+    for (int64_t i = 0; i < kTileTokens; ++i) row[i] = pairs.swept.row(std::min(begin + t * kTileTokens + i, end - 1));
+    packRows(row, kTileTokens, kTileTokens, sweep.columns, 1, block + t * kTileTokens * sweep.columns);
+  }
   for (int64_t group = 0; group < groups; group += kGroups) {
     std::memset(sums, 0, size_t(tiles * kTileSums) * sizeof(float));
     for (int64_t column = 0; column < sweep.columns; column += chunk) {
       const float* panel[kGroups];
       for (int64_t g = 0; g < kGroups; ++g) panel[g] = pairs.panels + std::min(group + g, groups - 1) * kLanes * sweep.columns + column * kLanes;
-      for (int64_t t = 0; t < tiles; ++t) {
-        const float* x[kTileTokens];
-        for (int64_t i = 0; i < kTileTokens; ++i) x[i] = pairs.swept.row(std::min(begin + t * kTileTokens + i, end - 1)) + column;
-        addTile<Term>(panel, x, std::min(chunk, sweep.columns - column), sums + t * kTileSums);
-      }
+      for (int64_t t = 0; t < tiles; ++t)
+        addTile<Term>(panel, block + (t * sweep.columns + column) * kTileTokens, std::min(chunk, sweep.columns - column), sums + t * kTileSums);
     }
     const int64_t first = group * kLanes, count = std::min(kPanelRows, pairs.other.count - first);
     for (int64_t i = begin; i < end; ++i) sweep.visit(sweep.state, entry, i, first, count, sums + (i - begin) * kPanelRows);
