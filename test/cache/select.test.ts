@@ -1,6 +1,7 @@
-import fc from "fast-check";
+import assert from "node:assert/strict";
 import t from "tap";
 import { ops, tensor } from "tokenloom";
+import fc from "../support/property.js";
 import { naiveAcross, naiveKeep, pooled } from "./reference.js";
 
 /** Few different values, so that ties are the rule; −∞ and both zeros among them. */
@@ -13,23 +14,23 @@ const rounded = (rows: readonly (readonly number[])[]): number[][] => rows.map((
 const keptOf = (mask: Uint8Array, tokens: number): number[][] =>
   Array.from({ length: mask.length / tokens }, (_, head) => Array.from({ length: tokens }, (_, j) => j).filter((j) => mask[head * tokens + j]));
 
-t.test("keepTop chooses what sorting chooses", async (t) => {
+t.test("keepTop chooses what sorting chooses", async () => {
   await fc.assert(
     fc.asyncProperty(matrix, fc.nat(100), fc.nat(20), fc.nat(20), fc.constantFrom(1, 2), async (rows, budget, first, last, threads) => {
       const tokens = rows[0]!.length, { kept } = await ops.keepTop(tensor(flat(rows), [rows.length, tokens]), { budget, first, last, threads });
-      t.same(keptOf(kept.data, tokens), rounded(rows).map((row) => naiveKeep(row, tokens, budget, first, last)));
+      assert.deepEqual(keptOf(kept.data, tokens), rounded(rows).map((row) => naiveKeep(row, tokens, budget, first, last)));
     }),
     { numRuns: 150 },
   );
 });
 
-t.test("keepTop across heads chooses what sorting chooses, in each batch entry", async (t) => {
+t.test("keepTop across heads chooses what sorting chooses, in each batch entry", async () => {
   await fc.assert(
     fc.asyncProperty(matrix, fc.nat(60), fc.constantFrom(0, 0.2, 0.5, 1), async (rows, budget, safeguard) => {
       const tokens = rows[0]!.length, twice = [...rows, ...[...rows].reverse()];
       const { kept } = await ops.keepTop(tensor(flat(twice), [2, rows.length, tokens]), { budget, acrossHeads: { safeguard } });
       const want = [naiveAcross(rounded(rows), budget, safeguard), naiveAcross(rounded([...rows].reverse()), budget, safeguard)];
-      t.same(keptOf(kept.data, tokens), want.flat());
+      assert.deepEqual(keptOf(kept.data, tokens), want.flat());
     }),
     { numRuns: 150 },
   );
@@ -40,13 +41,13 @@ t.test("NaN comes last", async (t) => {
   t.same(keptOf(kept.data, 5), [[1, 2, 4]]);
 });
 
-t.test("poolScores is the plain window, whatever its width", async (t) => {
+t.test("poolScores is the plain window, whatever its width", async () => {
   const small = fc.integer({ min: -50, max: 50 });
   await fc.assert(
     fc.asyncProperty(fc.array(small, { minLength: 1, maxLength: 80 }), fc.nat(6), fc.nat(10), fc.constantFrom("avg", "max"), async (row, reach, last, kind) => {
       const kernel = 2 * reach + 1, { out } = await ops.poolScores(tensor(Float32Array.from(row), [1, row.length]), { kernel, kind: kind as "avg" | "max", last });
       const counted = row.slice(0, Math.max(0, row.length - last)), want = [...pooled(counted, kernel, kind as "avg" | "max"), ...new Array<number>(row.length - counted.length).fill(-Infinity)];
-      t.ok(want.every((value, j) => value === out.data[j] || Math.abs(value - out.data[j]!) < 1e-5 * Math.max(1, Math.abs(value))), `${kind} ${kernel} of ${row.length}`);
+      assert.ok(want.every((value, j) => value === out.data[j] || Math.abs(value - out.data[j]!) < 1e-5 * Math.max(1, Math.abs(value))), `${kind} ${kernel} of ${row.length}`);
     }),
     { numRuns: 100 },
   );

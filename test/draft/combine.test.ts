@@ -1,6 +1,6 @@
-import fc from "fast-check";
 import t from "tap";
 import { combine, DraftTree, DynamicTree, promptLookup, routeSmallLarge, tokenRecycling, type Drafter, type DraftStep } from "tokenloom";
+import fc from "../support/property.js";
 
 /** Proposes chains given beforehand, later or at once, and notes what it is told. */
 function scripted(name: string, chains: readonly (readonly number[])[], probability: number, later = false) {

@@ -1,6 +1,7 @@
-import fc from "fast-check";
+import assert from "node:assert/strict";
 import t from "tap";
 import { DraftTree, lookahead, LookaheadPool, lookupPrompt, lookupSuffix, promptLookup, suffixLookup, type Drafter, type SuffixLookupMatch } from "tokenloom";
+import fc from "../support/property.js";
 
 const texts = fc.oneof(fc.array(fc.nat(2), { maxLength: 120 }), fc.array(fc.nat(6), { maxLength: 120 }), fc.array(fc.nat(3), { maxLength: 12 }).map((part) => [...part, ...part, ...part, ...part]));
 
@@ -30,8 +31,8 @@ t.test("the automaton finds what trying all places finds", (t) => {
   fc.assert(
     fc.property(texts, corpora, limits, (tokens, several, options) => {
       const corpus = several.flatMap((text) => [...text, -1]);
-      t.same(lookupSuffix(tokens, { ...options, corpus }), naiveLookup(tokens, corpus, options));
-      t.same(lookupSuffix(tokens, options), naiveLookup(tokens, [], options));
+      assert.deepEqual(lookupSuffix(tokens, { ...options, corpus }), naiveLookup(tokens, corpus, options));
+      assert.deepEqual(lookupSuffix(tokens, options), naiveLookup(tokens, [], options));
     }),
     { numRuns: 400, seed: 1 },
   );
@@ -77,7 +78,7 @@ t.test("prompt lookup tries n-grams from the longest, everywhere", (t) => {
         const start = (pick === "first" ? places[0] : places.at(-1)!) + g;
         wanted = { draft: tokens.slice(start, start + numTokens), start, ngram: g };
       }
-      t.same(lookupPrompt(tokens, { maxNgram, numTokens, pick }), wanted);
+      assert.deepEqual(lookupPrompt(tokens, { maxNgram, numTokens, pick }), wanted);
     }),
     { numRuns: 300, seed: 3 },
   );

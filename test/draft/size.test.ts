@@ -1,6 +1,6 @@
-import fc from "fast-check";
 import t from "tap";
 import { DraftTree, TreeSize } from "tokenloom";
+import fc from "../support/property.js";
 import { random } from "./support.js";
 
 const linear = (step: number, nodes = 32): number[] => Array.from({ length: nodes }, (_, i) => 1 + step * i);

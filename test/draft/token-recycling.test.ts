@@ -1,6 +1,6 @@
-import fc from "fast-check";
 import t from "tap";
 import { DraftTree, ops, recyclingTemplate, tensor, tokenRecycling, type TopTokens } from "tokenloom";
+import fc from "../support/property.js";
 
 const vocabulary = 50;
 

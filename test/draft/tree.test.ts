@@ -1,7 +1,7 @@
-import fc from "fast-check";
 import t from "tap";
 import { ArgumentError, DraftTree, mergeTrees, ops, recyclingTemplate, templateOf, tensor } from "tokenloom";
 import { settledMemory } from "../support/leaks.js";
+import fc from "../support/property.js";
 
 /** Random trees in breadth-first order with few different tokens, so that siblings repeat. */
 const trees = fc.array(fc.tuple(fc.nat(1000), fc.nat(5), fc.double({ min: 0, max: 1, noNaN: true })), { maxLength: 70 }).map((nodes) => {

@@ -1,7 +1,8 @@
-import fc from "fast-check";
+import assert from "node:assert/strict";
 import t from "tap";
 import { ArgumentError, DraftTree, NumericError, ops, tensor, verifyGreedy, verifySampled } from "tokenloom";
 import { settledMemory } from "../support/leaks.js";
+import fc from "../support/property.js";
 import { chiSquare, plain, programs, random } from "./support.js";
 
 /** A language model of its own: logits by the last two tokens. */
@@ -53,11 +54,11 @@ t.test("whatever is drafted, the tokens are those that sample draws one by one",
       const accepted = Array.from(got.accepted.subarray(0, got.count));
       drafts += got.count - 1;
       const deepest = Math.max(...Array.from(tree.tokens.keys()).filter((node) => pathTo(tree, node).every((token, i) => token === wanted[i].token)).map((node) => tree.depths[node]));
-      t.same(accepted, wanted.slice(0, got.count).map(({ token }) => token));
-      t.same(Array.from(got.logProb.subarray(0, got.count)), wanted.slice(0, got.count).map(({ logProb }) => logProb));
-      t.equal(got.count, deepest + 1, "the deepest");
-      t.same(Array.from(got.path.subarray(0, got.count), (node) => pathTo(tree, node)), accepted.map((_, i) => accepted.slice(0, i)));
-      t.ok(got.path.subarray(got.count).every((node) => node === -1) && got.accepted.subarray(got.count).every((token) => token === -1) && got.logProb.subarray(got.count).every((p) => p === 0));
+      assert.deepEqual(accepted, wanted.slice(0, got.count).map(({ token }) => token));
+      assert.deepEqual(Array.from(got.logProb.subarray(0, got.count)), wanted.slice(0, got.count).map(({ logProb }) => logProb));
+      assert.equal(got.count, deepest + 1, "the deepest");
+      assert.deepEqual(Array.from(got.path.subarray(0, got.count), (node) => pathTo(tree, node)), accepted.map((_, i) => accepted.slice(0, i)));
+      assert.ok(got.path.subarray(got.count).every((node) => node === -1) && got.accepted.subarray(got.count).every((token) => token === -1) && got.logProb.subarray(got.count).every((p) => p === 0));
     }),
     { numRuns: 150, seed: 4 },
   );
@@ -69,7 +70,7 @@ function depthOf(nodes: readonly (readonly [number, number])[], i: number): numb
   return parent === 0 ? 1 : depthOf(nodes, parent - 1) + 1;
 }
 
-t.test("greedy verification is the deepest path of arg-maxes, however often siblings repeat", async (t) => {
+t.test("greedy verification is the deepest path of arg-maxes, however often siblings repeat", async () => {
   await fc.assert(
     fc.asyncProperty(shapes, fc.nat(1000), async (nodes, seed) => {
       const vocabulary = 4, tree = treeOf(nodes, 1, vocabulary), next = random(seed);
@@ -83,7 +84,7 @@ t.test("greedy verification is the deepest path of arg-maxes, however often sibl
       const path: number[] = [];
       for (let node = last; node >= 0; node = tree.parents[node]) path.unshift(node);
       const got = await verifyGreedy(tree, tensor(logits, [tree.size, vocabulary]));
-      t.same({ ...got, path: [...got.path], tokens: [...got.tokens] }, { path, tokens: path.map(best), accepted: depth });
+      assert.deepEqual({ ...got, path: [...got.path], tokens: [...got.tokens] }, { path, tokens: path.map(best), accepted: depth });
     }),
     { numRuns: 200, seed: 5 },
   );

@@ -1,4 +1,3 @@
-import fc from "fast-check";
 import t from "tap";
 import { compile } from "#lib/graph/compile.js";
 import { evaluate } from "#lib/graph/evaluate.js";
@@ -11,6 +10,7 @@ import { gatherRows } from "#lib/ops/embedding.js";
 import { rmsNorm } from "#lib/ops/norm.js";
 import { tensor } from "#lib/tensor.js";
 import { ArgumentError, DisposedError, ShapeError } from "tokenloom";
+import fc from "../support/property.js";
 
 const silu = (x: number): number => x / (1 + Math.exp(-x));
 

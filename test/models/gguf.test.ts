@@ -1,5 +1,4 @@
 import { gguf } from "@huggingface/gguf";
-import fc from "fast-check";
 import { statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import t from "tap";
@@ -8,6 +7,7 @@ import type { ModelFile } from "#lib/models/file.js";
 import { openGguf } from "#lib/models/gguf.js";
 import { type GgufToWrite, type TensorToWrite, writeGguf } from "../support/gguf-writer.js";
 import { modelPath, scratch, skipWithout, SMOLLM2 } from "../support/paths.js";
+import fc from "../support/property.js";
 
 const q8Row = (rows: number): Uint8Array => Uint8Array.from({ length: rows * 34 }, (_, index) => index & 255);
 const small: GgufToWrite = {

@@ -1,11 +1,11 @@
 import { mkdtemp, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import fc from "fast-check";
 import t from "tap";
 import { ArgumentError, loadModel, ModelFormatError, NumericError, TokenloomError, type LanguageModel } from "tokenloom";
 import { openModel } from "#lib/models/open.js";
 import { settledMemory } from "../support/leaks.js";
+import fc from "../support/property.js";
 
 const folder = await mkdtemp(join(tmpdir(), "tokenloom-hostile-"));
 t.after(() => rm(folder, { recursive: true, force: true }));

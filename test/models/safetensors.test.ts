@@ -1,4 +1,3 @@
-import fc from "fast-check";
 import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import t from "tap";
@@ -8,6 +7,7 @@ import { openModel } from "#lib/models/open.js";
 import { openSafetensors } from "#lib/models/safetensors.js";
 import { writeGguf } from "../support/gguf-writer.js";
 import { modelPath, scratch, skipWithout } from "../support/paths.js";
+import fc from "../support/property.js";
 import { joinSafetensors, writeSafetensors } from "../support/safetensors-writer.js";
 
 const floats = new Float32Array([1, -2, 0.5, 3]);

@@ -1,34 +1,35 @@
-import fc from "fast-check";
+import assert from "node:assert/strict";
 import t from "tap";
 import { deleteGate, globalCom2, ops, pyramidDrop, tensor, textGuided, tokenPacker, vFlowOpt, vqNearest, type Tensor } from "tokenloom";
 import { cosine, exactRows, flat, noise, squared, worst, type Rows } from "../reduce/reference.js";
+import fc from "../support/property.js";
 
 const threeD = (...batch: Rows[]): Tensor<"f32"> => tensor(flat(...batch), [batch.length, batch[0]!.length, batch[0]![0]!.length]);
 const argument = (name: string) => ({ name: "ArgumentError", argument: name });
 const product = (x: Rows, y: Rows): number[] => x.flatMap((a) => y.map((b) => a.reduce((sum, v, i) => sum + v * b[i]!, 0)));
 
-t.test("rowProducts and cosineMatrix: any shapes, one y for all entries, either side across", async (t) => {
+t.test("rowProducts and cosineMatrix: any shapes, one y for all entries, either side across", async () => {
   await fc.assert(
     fc.asyncProperty(fc.integer({ min: 0, max: 30 }), fc.integer({ min: 1, max: 40 }), fc.integer({ min: 1, max: 300 }), fc.constantFrom(1, 2), async (n, m, width, threads) => {
       const a = noise(n + 1, width, n), b = noise(n + 1, width, m + 100), y = noise(m, width, width), bias = noise(1, m, 7)[0]!;
       const shared = await ops.rowProducts(threeD(a, b), threeD(y), { bias: tensor(Float32Array.from(bias)), threads });
-      t.ok(worst(shared.data, [...product(a, y), ...product(b, y)].map((v, i) => v + bias[i % m]!)) < 1e-5);
+      assert.ok(worst(shared.data, [...product(a, y), ...product(b, y)].map((v, i) => v + bias[i % m]!)) < 1e-5);
       const across = y[0]!.map((_, column) => y.map((row) => row[column]!));
-      t.ok(worst((await ops.rowProducts(threeD(a), threeD(across), { transposed: true, threads })).data, product(a, y)) < 1e-5);
-      t.ok(worst((await ops.cosineMatrix(threeD(a), threeD(y), { threads })).data, a.flatMap((row) => y.map((other) => cosine(row, other)))) < 1e-5);
+      assert.ok(worst((await ops.rowProducts(threeD(a), threeD(across), { transposed: true, threads })).data, product(a, y)) < 1e-5);
+      assert.ok(worst((await ops.cosineMatrix(threeD(a), threeD(y), { threads })).data, a.flatMap((row) => y.map((other) => cosine(row, other)))) < 1e-5);
     }),
     { numRuns: 40 },
   );
 });
 
-t.test("closestRows: the first of the closest", async (t) => {
+t.test("closestRows: the first of the closest", async () => {
   await fc.assert(
     fc.asyncProperty(exactRows(40), exactRows(50), async (x, y) => {
       for (const distance of ["cosine", "euclidean"] as const) {
         const near = (a: number[], b: number[]): number => (distance === "cosine" ? cosine(a, b) : -squared(a, b)), want = x.map((a) => y.map((b) => near(a, b)));
         const { index, best } = await ops.closestRows(threeD(x), threeD(y), { distance });
-        t.same([...index.data], want.map((row) => row.indexOf(Math.max(...row))));
-        t.same([...best.data].map((v) => v + 0), want.map((row) => Math.max(...row) + 0));
+        assert.deepEqual([...index.data], want.map((row) => row.indexOf(Math.max(...row))));
+        assert.deepEqual([...best.data].map((v) => v + 0), want.map((row) => Math.max(...row) + 0));
       }
     }),
     { numRuns: 60 },

@@ -1,9 +1,10 @@
-import fc from "fast-check";
+import assert from "node:assert/strict";
 import t from "tap";
 import {
   adaptivePool, correlationGuided, divPrune, dpcKnn, eVit, matryoshkaPool, ops, reduceTokens, tensor, toDre, tokenTransforming, toMe, toMeSd, type Reduced, type Reduction, type ReduceOptions,
 } from "tokenloom";
 import { settledMemory } from "../support/leaks.js";
+import fc from "../support/property.js";
 import { cosine, exactRows, falling, farthest, firstOf, flat, merged, noise, squared, toMeMap, worst, type Rows } from "./reference.js";
 
 const threeD = (...batch: Rows[]) => tensor(flat(...batch), [batch.length, batch[0]!.length, batch[0]![0]!.length]);
@@ -11,16 +12,16 @@ const twoD = (...batch: number[][]) => tensor(Float32Array.from(batch.flat()), [
 const ones = (n: number): number[] => new Array<number>(n).fill(1);
 const keptOf = (made: Reduced): number[] => [...made.kept!.data].flatMap((mark, i) => (mark ? [i] : []));
 
-t.test("toMe merges what the plain matching merges; ties and zeros included, in any number of threads", async (t) => {
+t.test("toMe merges what the plain matching merges; ties and zeros included, in any number of threads", async () => {
   await fc.assert(
     fc.asyncProperty(exactRows(40), fc.nat(25), fc.boolean(), fc.boolean(), fc.constantFrom(1, 2), async (metric, r, classToken, distillToken, threads) => {
       const n = metric.length, x = noise(n, 5, n + r), sizes = noise(n, 1, r).map(([v]) => Math.fround(Math.abs(v!) + 0.5));
       using made = await reduceTokens(toMe({ perLayer: r, classToken, distillToken }), threeD(x), { metric: threeD(metric), sizes: twoD(sizes), threads });
       const merges = Math.max(0, Math.min(r, Math.floor((n - Number(classToken) - Number(distillToken)) / 2))), map = merges === 0 ? x.map((_, i) => i) : toMeMap(metric, r, classToken, distillToken);
-      t.same([...made.source.data], map);
-      t.equal(made.counts[0], n - merges);
-      t.ok(worst(made.tokens.data, merged(x, map, sizes, n - merges).flat()) < 1e-5);
-      t.ok(worst(made.sizes.data, Array.from({ length: n - merges }, (_, row) => map.reduce((sum, place, i) => sum + (place === row ? sizes[i]! : 0), 0))) < 1e-6);
+      assert.deepEqual([...made.source.data], map);
+      assert.equal(made.counts[0], n - merges);
+      assert.ok(worst(made.tokens.data, merged(x, map, sizes, n - merges).flat()) < 1e-5);
+      assert.ok(worst(made.sizes.data, Array.from({ length: n - merges }, (_, row) => map.reduce((sum, place, i) => sum + (place === row ? sizes[i]! : 0), 0))) < 1e-6);
     }),
     { numRuns: 120 },
   );
@@ -82,13 +83,13 @@ for (const [name, reduction, distance, sum] of [
   ["toDre, Euclidean", (keep: number) => toDre({ keep, start: "index", distance: "euclidean" }), (a: number[], b: number[]) => Math.sqrt(squared(a, b)), false],
   ["toDre, largest sum", (keep: number) => toDre({ keep, start: "index", objective: "maxsum" }), (a: number[], b: number[]) => 1 - cosine(a, b), true],
 ] as const) {
-  t.test(`${name}: the lazy choice is the plain one, to the last tie`, async (t) => {
+  t.test(`${name}: the lazy choice is the plain one, to the last tie`, async () => {
     await fc.assert(
       fc.asyncProperty(exactRows(60), fc.double({ min: 0, max: 1, noNaN: true }), fc.constantFrom(1, 2), async (x, share, threads) => {
         const keep = Math.max(1, Math.floor(share * x.length)), want = farthest(x, keep, distance, name === "divPrune" ? undefined : 0, sum);
         using made = await reduceTokens(reduction(keep), threeD(x), { threads });
-        t.same(keptOf(made), [...want].sort((a, b) => a - b));
-        t.same([...made.tokens.data], [...want].sort((a, b) => a - b).flatMap((i) => x[i]!));
+        assert.deepEqual(keptOf(made), [...want].sort((a, b) => a - b));
+        assert.deepEqual([...made.tokens.data], [...want].sort((a, b) => a - b).flatMap((i) => x[i]!));
       }),
       { numRuns: 80 },
     );
@@ -121,17 +122,17 @@ t.test("dpcKnn: centres and clusters of the definition", async (t) => {
   t.equal(n, 48);
 });
 
-t.test("correlationGuided keeps as many tokens as are unique", async (t) => {
+t.test("correlationGuided keeps as many tokens as are unique", async () => {
   await fc.assert(
     fc.asyncProperty(exactRows(30, 6), fc.boolean(), async (key, merge) => {
       const n = key.length, x = noise(n, 3, n), scores = noise(n, 1, n + 9).map(([v]) => Math.fround(Math.abs(v!) + 0.1)), unique: number[] = [];
       key.forEach((row, i) => unique.every((j) => !(cosine(row, key[j]!) > 0.7)) && unique.push(i));
       const kept = falling(scores).slice(0, unique.length).sort((a, b) => a - b);
       using made = await reduceTokens(correlationGuided({ threshold: 0.7, merge }), threeD(x), { metric: threeD(key), scores: twoD(scores) });
-      t.same(keptOf(made), kept);
+      assert.deepEqual(keptOf(made), kept);
       const map = x.map((_, i) => (kept.includes(i) ? kept.indexOf(i) : merge ? firstOf(kept.map((j) => cosine(key[i]!, key[j]!)), (a, b) => a > b) : -1));
-      t.same([...made.source.data], map);
-      t.ok(worst(made.tokens.data, merged(x, map, merge ? scores : ones(n), kept.length).flat()) < 1e-5);
+      assert.deepEqual([...made.source.data], map);
+      assert.ok(worst(made.tokens.data, merged(x, map, merge ? scores : ones(n), kept.length).flat()) < 1e-5);
     }),
     { numRuns: 60 },
   );
