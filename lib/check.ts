@@ -9,6 +9,12 @@ export function numberOption(name: string, value: unknown, fallback: number, low
   return value;
 }
 
+/** Options of a call, as the one object they have to be. */
+export function checkOptionsObject<T>(options: T, expected = "an object"): T {
+  if (typeof options !== "object" || options === null) throw invalidArgument("options", expected, options);
+  return options;
+}
+
 export function checkSignal(name: string, signal: unknown): AbortSignal | undefined {
   if (signal !== undefined && !(signal instanceof AbortSignal)) throw invalidArgument(name, "an AbortSignal", signal);
   return signal;

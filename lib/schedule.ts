@@ -1,3 +1,4 @@
+import { checkOptionsObject, checkSignal } from "./check.js";
 import { AbortError, invalidArgument } from "./errors.js";
 import { fromNative, native } from "./native.js";
 
@@ -48,9 +49,17 @@ export function threadCount(threads: number | undefined): number {
   return threads;
 }
 
+/** The options of a run among those of an op; throws ArgumentError for wrong ones before anything is begun. */
+export function runOptions(options: RunOptions): RunOptions {
+  const { signal, threads } = checkOptionsObject(options);
+  checkSignal("options.signal", signal);
+  threadCount(threads);
+  return { signal, threads };
+}
+
 /** Runs one piece of native work in turn; `signal` reaches it also while it waits. */
 export async function schedule<T>(work: (threads: number, cancel: Int32Array) => Promise<T>, options: RunOptions = {}): Promise<T> {
-  const { signal } = options;
+  const { signal } = runOptions(options); // wrong ones must not reach the turn: nobody would end it
   const threads = threadCount(options.threads);
   if (signal?.aborted) throw new AbortError(signal.reason);
   await turn(signal);

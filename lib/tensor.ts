@@ -1,4 +1,4 @@
-import { DisposedError, invalidArgument } from "./errors.js";
+import { DisposedError, invalidArgument, OutOfMemoryError } from "./errors.js";
 import type { Bytes } from "./native.js";
 
 /** Element types that user tensors may have. f16 and bf16 are bit patterns in a Uint16Array. */
@@ -95,17 +95,28 @@ export function tensor(data: Bytes, shape: readonly number[] = [(data as { lengt
   if (found === undefined || !(data instanceof arrays[found])) {
     throw invalidArgument("data", "a Float32Array, Int32Array, Uint8Array, Int8Array, or a Uint16Array with type 'f16' or 'bf16'", data);
   }
-  if (!(data.buffer instanceof ArrayBuffer)) throw invalidArgument("data", "an array over a plain ArrayBuffer", data.buffer);
+  const { buffer } = data as { buffer: ArrayBufferLike & { resizable?: boolean; detached?: boolean } };
+  // Native code works on this memory while JavaScript goes on: it must not move, shrink or change hands.
+  if (!(buffer instanceof ArrayBuffer) || buffer.resizable === true) throw invalidArgument("data", "an array over an ArrayBuffer that is neither shared nor resizable", buffer);
   checkShape(shape, data.length);
   return new Tensor(found, [...shape], data as TensorData<TensorType>);
 }
 
-/** A tensor of zeros. */
+function allocate(of: (typeof arrays)[TensorType], size: number): Bytes {
+  try {
+    return new of(size);
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    throw new OutOfMemoryError(`No memory for a tensor of ${size} elements: ${error.message}`);
+  }
+}
+
+/** A tensor of zeros. Throws ArgumentError, OutOfMemoryError. */
 export function zeros<T extends TensorType = "f32">(shape: readonly number[], type: T = "f32" as T): Tensor<T> {
   const size = shape.reduce((product, dim) => product * dim, 1);
   if (!Object.hasOwn(arrays, type)) throw invalidArgument("type", Object.keys(arrays).join(", "), type);
   if (!Number.isSafeInteger(size) || size < 0) throw invalidArgument("shape", "non-negative integer dims", shape);
-  return tensor(new arrays[type](size), shape, type) as Tensor<T>;
+  return tensor(allocate(arrays[type], size), shape, type) as Tensor<T>;
 }
 
 /** The same object, with a dispose() of all tensors that are its properties, or in arrays that are. */

@@ -36,6 +36,7 @@ export async function evaluate<Name extends string>(
   options: RunOptions = {},
   scalars: Readonly<Record<string, number>> = {},
 ): Promise<Record<Name, Tensor>> {
+  for (const [input, value] of Object.entries(inputs)) if (value !== undefined) expectTensor(input, value);
   const shapes = Object.entries(inputs).map(([input, value]) => (value ? `${input}:${value.type}[${value.shape.join(",")}]` : ""));
   const id = `${name}|${key}|${shapes.join("|")}`;
   let entry = kept.get(id);

@@ -1,4 +1,4 @@
-import { ShapeError, TokenloomError } from "../errors.js";
+import { invalidArgument, ShapeError, TokenloomError } from "../errors.js";
 import { callNative, dtypeCode, native, type Bytes, type NativeHandle, type NativeOp } from "../native.js";
 import { Symbolic, type Dim } from "./dims.js";
 import { denseStrides, Value, valueBytes, type Storage, type ValueType } from "./value.js";
@@ -147,6 +147,7 @@ export class Graph {
     const parameters = op.parameters.map((parameter) => {
       const value = plan.parameters?.[parameter];
       if (value === undefined) throw new TokenloomError("TL_INTERNAL", `${name}: parameter '${parameter}' is missing`);
+      if (typeof value !== "number" && !(value instanceof Symbolic) && !(value instanceof Scalar)) throw invalidArgument(`options.${parameter}`, "a number", value);
       return value;
     });
     this.nodes.push({ op, code, name, views, inputs: op.inputs.length, parameters, mayOverwrite: this.reuse(plan, results) });

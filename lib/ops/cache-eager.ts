@@ -1,7 +1,8 @@
+import { checkOptionsObject } from "../check.js";
 import { invalidArgument, ShapeError } from "../errors.js";
 import { evaluate, expectTensor } from "../graph/evaluate.js";
 import { Value } from "../graph/value.js";
-import type { RunOptions } from "../schedule.js";
+import { runOptions, type RunOptions } from "../schedule.js";
 import type { Tensor } from "../tensor.js";
 import { attention } from "./attention.js";
 import * as graphs from "./cache-policy.js";
@@ -9,8 +10,6 @@ import { softmax } from "./softmax.js";
 
 type Float = Tensor<"f32">;
 type Mask = Tensor<"u8">;
-
-const runOptions = ({ signal, threads }: RunOptions): RunOptions => ({ signal, threads });
 
 function integer(name: string, value: unknown, low: number): number {
   if (!Number.isSafeInteger(value) || (value as number) < low) throw invalidArgument(name, `an integer of at least ${low}`, value);
@@ -55,7 +54,7 @@ export interface KeepTopOptions extends RunOptions {
 /** Which tokens stay: kept u8 in the shape of scores f32 `[heads, tokens]` or `[batch, heads, tokens]`. Equal scores: the lowest index; NaN last. */
 export async function keepTop(scores: Float, options: KeepTopOptions): Promise<{ readonly kept: Mask }> {
   const { shape } = float("scores", scores, 2, 3);
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object with budget", options);
+  checkOptionsObject(options, "an object with budget");
   const { budget, first = 0, last = 0, acrossHeads } = options, [batch, heads, tokens] = (shape.length === 3 ? shape : [1, ...shape]) as [number, number, number];
   for (const [name, value] of Object.entries({ budget, first, last })) integer(`options.${name}`, value, 0);
   const safeguard = acrossHeads && number("options.acrossHeads.safeguard", acrossHeads.safeguard, 0, 1);
@@ -73,7 +72,7 @@ export async function keepTop(scores: Float, options: KeepTopOptions): Promise<{
 
 /** Scores f32 `[…, tokens]` averaged (zeros beyond the ends count) or maximised over an odd window of tokens; the last `last` of each row take no part and get −∞. */
 export async function poolScores(x: Float, options: { readonly kernel: number; readonly kind: "avg" | "max"; readonly last?: number } & RunOptions): Promise<{ readonly out: Float }> {
-  const { shape } = float("x", x, 1, 2, 3, 4), { kernel, kind, last = 0 } = options;
+  const { shape } = float("x", x, 1, 2, 3, 4), { kernel, kind, last = 0 } = checkOptionsObject(options, "an object with kernel and kind");
   if (integer("options.kernel", kernel, 1) % 2 === 0) throw invalidArgument("options.kernel", "an odd integer", kernel);
   if (kind !== "avg" && kind !== "max") throw invalidArgument("options.kind", "'avg' or 'max'", kind);
   integer("options.last", last, 0);
@@ -93,7 +92,7 @@ export interface Quantized {
 
 /** Rows of x f32 `[…, n]` as int8 and int4 caches keep them (arXiv 2303.06865, 2402.02750). */
 export async function quantizeRows(x: Float, options: { readonly type: "int8" | "int4" } & RunOptions): Promise<Quantized> {
-  const { shape } = float("x", x, 1, 2, 3, 4), { type } = options, outer = shape.slice(0, -1);
+  const { shape } = float("x", x, 1, 2, 3, 4), { type } = checkOptionsObject(options, "an object with type"), outer = shape.slice(0, -1);
   if (type !== "int8" && type !== "int4") throw invalidArgument("options.type", "'int8' or 'int4'", type);
   const made = await evaluate("quantizeRows", { x }, type, (v) => graphs.quantizeRows(asRows(v["x"]!), type === "int4" ? 4 : 8) as Record<string, Value>, runOptions(options));
   const { q, scale, minimum, dequantized } = made as Record<string, Tensor>;
@@ -107,7 +106,7 @@ export async function quantizeRows(x: Float, options: { readonly type: "int8" | 
  * out: the values with those of kept tokens changed.
  */
 export async function mergeEvicted(key: Float, value: Float, kept: Mask, options: { readonly threshold?: number } & RunOptions = {}): Promise<{ readonly out: Float }> {
-  const { shape } = float("key", key, 3, 4), { threshold = 0 } = options, same = (other: readonly number[], wanted: readonly number[]): boolean => other.join() === wanted.join();
+  const { shape } = float("key", key, 3, 4), { threshold = 0 } = checkOptionsObject(options), same = (other: readonly number[], wanted: readonly number[]): boolean => other.join() === wanted.join();
   number("options.threshold", threshold, -1, 1);
   if (!same(float("value", value, 3, 4).shape, shape)) throw new ShapeError("mergeEvicted", "value", `Expected the key's shape [${shape.join(", ")}] but received [${value.shape.join(", ")}]`);
   if (!same(expectTensor("kept", kept, "u8").shape, shape.slice(0, -1))) throw new ShapeError("mergeEvicted", "kept", `Expected the shape [${shape.slice(0, -1).join(", ")}] but received [${kept.shape.join(", ")}]`);
@@ -124,7 +123,7 @@ export async function mergeEvicted(key: Float, value: Float, kept: Mask, options
  * headDim]` → scores f32 and kept u8 `[batch, kvHeads, ⌊tokens / blockSize⌋]`.
  */
 export async function landmarkBlocks(query: Float, key: Float, options: { readonly blockSize: number; readonly topK: number } & RunOptions): Promise<{ readonly scores: Float; readonly kept: Mask }> {
-  const [batch, kvHeads, tokens, headDim] = float("key", key, 4).shape as [number, number, number, number], { blockSize, topK } = options;
+  const [batch, kvHeads, tokens, headDim] = float("key", key, 4).shape as [number, number, number, number], { blockSize, topK } = checkOptionsObject(options, "an object with blockSize and topK");
   float("query", query, 4);
   integer("options.topK", topK, 0);
   const blocks = Math.floor(tokens / integer("options.blockSize", blockSize, 1)), shape = [batch, kvHeads, blocks];
@@ -158,7 +157,7 @@ export interface BlockRelevanceOptions extends RunOptions {
 export async function blockRelevance(query: Float, key: Float, options: BlockRelevanceOptions): Promise<{ readonly scores: Float; readonly kept: Mask }> {
   float("query", query, 3);
   float("key", key, 3);
-  const { blockSize, causal = true, symmetric = false, scale = 1, threshold } = options;
+  const { blockSize, causal = true, symmetric = false, scale = 1, threshold } = checkOptionsObject(options, "an object with blockSize");
   integer("options.blockSize", blockSize, 1);
   number("options.scale", scale, -Number.MAX_VALUE, Number.MAX_VALUE);
   if (threshold !== undefined) number("options.threshold", threshold, -Infinity, Infinity);

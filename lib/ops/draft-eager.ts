@@ -1,16 +1,13 @@
+import { checkOptionsObject } from "../check.js";
 import { invalidArgument } from "../errors.js";
 import { evaluate, expectTensor } from "../graph/evaluate.js";
 import type { Value } from "../graph/value.js";
-import type { RunOptions } from "../schedule.js";
+import { runOptions, type RunOptions } from "../schedule.js";
 import type { Tensor } from "../tensor.js";
 import * as graphs from "./draft.js";
 
 type Int = Tensor<"i32">;
 type Float = Tensor<"f32">;
-
-function runOptions({ signal, threads }: RunOptions): RunOptions {
-  return { signal, threads };
-}
 
 /** Token Recycling's update (arXiv 2408.08696), in place: row tokens[i] of matrix i32 `[vocabulary, k]` becomes the top k of logits[i]. */
 export async function recycleUpdate(matrix: Int, tokens: Int, logits: Float, options: RunOptions = {}): Promise<void> {
@@ -29,7 +26,7 @@ export function expandTree(matrix: Int, root: Int, parents: Int, ranks: Int, opt
 
 /** Ancestor bits i32 `[n, ⌈n / 32⌉]`, the same as mask u8 `[n, n]`, depths and positions i32 `[n]`, see the graph form in ops/draft.ts. */
 export function treeMask(parents: Int, options: { readonly past?: number } & RunOptions = {}): Promise<{ mask: Tensor<"u8">; bits: Int; depths: Int; positions: Int }> {
-  const { past = 0 } = options, words = Math.ceil(expectTensor("parents", parents, "i32").size / 32);
+  const { past = 0 } = checkOptionsObject(options), words = Math.ceil(expectTensor("parents", parents, "i32").size / 32);
   if (!Number.isSafeInteger(past) || past < 0) throw invalidArgument("options.past", "a non-negative integer", past);
   const made = evaluate("treeMask", { parents }, "", (v, graph) => graphs.treeMask(v["parents"]!, { words, past: graph.scalar("past") }) as Record<string, Value>, runOptions(options), { past });
   return made as unknown as Promise<{ mask: Tensor<"u8">; bits: Int; depths: Int; positions: Int }>;
@@ -58,7 +55,7 @@ const chain = { temperature: 0, topK: 0, topP: 1, minP: 0, repeatPenalty: 1, rep
  * f32 `[n]`, count i32 `[1]`.
  */
 export function verifyTree(logits: Float, tokens: Int, parents: Int, options: VerifyTreeOptions = {}): Promise<{ path: Int; accepted: Int; logProb: Float; count: Int }> {
-  const { history } = options, scalars = { ...chain };
+  const { history } = checkOptionsObject(options), scalars = { ...chain };
   for (const name of Object.keys(chain) as (keyof typeof chain)[]) {
     const value = options[name] ?? chain[name];
     if (typeof value !== "number") throw invalidArgument(`options.${name}`, "a number", value);
@@ -79,6 +76,7 @@ export function verifyTree(logits: Float, tokens: Int, parents: Int, options: Ve
 export function verifySampling(
   tokens: Int, parents: Int, target: Float, random: { readonly draft?: Float; readonly uniform: Float; readonly uniformFinal: Float }, options: RunOptions = {},
 ): Promise<{ path: Int; accepted: Int; count: Int; residual: Float }> {
+  if (typeof random !== "object" || random === null) throw invalidArgument("random", "an object with uniform and uniformFinal", random);
   const { draft, uniform, uniformFinal } = random;
   const inputs = {
     tokens: expectTensor("tokens", tokens, "i32"), parents: expectTensor("parents", parents, "i32"), target: expectTensor("target", target, "f32"),

@@ -48,7 +48,9 @@ function checkAttentionNumbers(options: AttentionOptions<Value> & AttentionOutpu
   number("softcap", options.softcap, 0, false);
   number("window", options.window, 1, true);
   number("sinks", options.sinks, 0, true);
-  if (typeof options.columnSums === "object") number("columnSums.queries", options.columnSums.queries, 0, true);
+  const { columnSums } = options;
+  if (columnSums !== undefined && typeof columnSums !== "boolean" && typeof columnSums?.queries !== "number") throw invalidArgument("options.columnSums", "a boolean or { queries }", columnSums);
+  if (typeof columnSums === "object") number("columnSums.queries", columnSums.queries, 0, true);
   for (const [name, value] of Object.entries(options.neighborhood ?? {})) if (name !== "causal") number(`neighborhood.${name}`, value, 0, true);
   for (const [name, value] of Object.entries(options.regionToPoint ?? {})) number(`regionToPoint.${name}`, value, 1, true);
   if (options.quantized && options.quantized.format !== "int8" && options.quantized.format !== "int4") throw invalidArgument("options.quantized.format", "'int8' or 'int4'", (options.quantized as { format: unknown }).format);

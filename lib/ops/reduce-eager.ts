@@ -1,8 +1,9 @@
+import { checkOptionsObject } from "../check.js";
 import { invalidArgument, ShapeError } from "../errors.js";
 import { evaluate, expectTensor } from "../graph/evaluate.js";
 import type { Graph, Scalar } from "../graph/graph.js";
 import { denseStrides, Value } from "../graph/value.js";
-import type { RunOptions } from "../schedule.js";
+import { runOptions, type RunOptions } from "../schedule.js";
 import { tensor, type Tensor } from "../tensor.js";
 import { attention } from "./attention.js";
 import * as graphs from "./reduce.js";
@@ -11,7 +12,7 @@ type Float = Tensor<"f32">;
 type Int = Tensor<"i32">;
 type Mask = Tensor<"u8">;
 
-export const runOptions = ({ signal, threads }: RunOptions): RunOptions => ({ signal, threads });
+export { runOptions };
 
 export function integer(name: string, value: unknown, low: number, high = Number.MAX_SAFE_INTEGER): number {
   if (!Number.isSafeInteger(value) || (value as number) < low || (value as number) > high) {
@@ -74,7 +75,7 @@ export interface RowProductsOptions extends RunOptions {
 /** xᵢ · yⱼ: x f32 `[batch, n, width]`, y f32 `[batch | 1, m, width]` → f32 `[batch, n, m]`. */
 export async function rowProducts(x: Float, y: Float, options: RowProductsOptions = {}): Promise<Float> {
   shaped("x", x, "f32", null, null, null);
-  const { cosine = false, transposed = false, bias } = options, [batch, , width] = x.shape as [number, number, number];
+  const { cosine = false, transposed = false, bias } = checkOptionsObject(options), [batch, , width] = x.shape as [number, number, number];
   shaped("y", y, "f32", null, transposed ? width : null, transposed ? null : width);
   if (y.shape[0] !== batch && y.shape[0] !== 1) throw new ShapeError("rowProducts", "y", `rowProducts: Expected ${batch} or 1 batch entries of y but received ${y.shape[0]}`);
   if (bias) shaped("options.bias", bias, "f32", y.shape[transposed ? 2 : 1]!);
@@ -90,7 +91,7 @@ export async function closestRows(x: Float, y: Float, options: { readonly distan
   shaped("x", x, "f32", null, null, null);
   shaped("y", y, "f32", null, null, x.shape[2]!);
   if (y.shape[0] !== x.shape[0] && y.shape[0] !== 1) throw new ShapeError("closestRows", "y", `closestRows: Expected ${x.shape[0]} or 1 batch entries of y but received ${y.shape[0]}`);
-  const distance = checkDistance(options.distance);
+  const distance = checkDistance(checkOptionsObject(options).distance);
   const made = await evaluate("closestRows", { x, y }, distance, (v) => graphs.closestRows(v["x"]!, v["y"]!, distance) as unknown as Record<string, Value>, runOptions(options));
   return made as unknown as { index: Int; best: Float };
 }
@@ -119,7 +120,7 @@ export interface BipartiteMatchOptions extends RunOptions {
  */
 export async function bipartiteMatch(metric: Float, options: BipartiteMatchOptions): Promise<{ readonly map: Int; readonly counts: Int; readonly best: Float; readonly partner: Int }> {
   const [batch, tokens, width] = shaped("metric", metric, "f32", null, null, null).shape as [number, number, number];
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object with merge", options);
+  checkOptionsObject(options, "an object with merge");
   const { merge, classToken = false, distillToken = false, destinations } = options, distance = checkDistance(options.distance);
   integer("options.merge", merge, 0);
   if (destinations) shaped("options.destinations", destinations, "u8", batch, tokens);
@@ -155,12 +156,12 @@ export interface FarthestOptions extends RunOptions {
 /** Greedy choice of far tokens: x f32 `[batch, tokens, width]` → order i32 `[batch, keep]`, kept u8 `[batch, tokens]`. Equal ones: the lowest index. */
 export async function farthestRows(x: Float, options: FarthestOptions): Promise<{ readonly order: Int; readonly kept: Mask }> {
   const [batch, tokens, width] = shaped("x", x, "f32", null, null, null).shape as [number, number, number];
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object with keep and start", options);
+  checkOptionsObject(options, "an object with keep and start");
   const { start, objective = "maxmin" } = options, distance = checkDistance(options.distance), keep = integer("options.keep", options.keep, 0, tokens);
   if (objective !== "maxmin" && objective !== "maxsum") throw invalidArgument("options.objective", "'maxmin' or 'maxsum'", objective);
+  if (start !== "alone" && (typeof start !== "object" || start === null || !("scores" in start || "index" in start))) throw invalidArgument("options.start", "'alone', { scores } or { index }", start);
   const scores = typeof start === "object" && "scores" in start ? shaped("options.start.scores", start.scores, "f32", batch, tokens) : undefined;
   const first = typeof start === "object" && "index" in start ? integer("options.start.index", start.index, 0, Math.max(0, tokens - 1)) : 0;
-  if (start !== "alone" && (typeof start !== "object" || start === null)) throw invalidArgument("options.start", "'alone', { scores } or { index }", start);
   const kind = start === "alone" ? "alone" : scores ? "score" : "index";
   const { order, kept } = await evaluate("farthestRows", { x, scores }, `${kind} ${distance} ${objective}`, (v, graph) => {
     const counts = graphs.countTokens(evenBounds(graph, batch, tokens), { add: graph.scalar("keep") });
@@ -177,14 +178,14 @@ export async function farthestRows(x: Float, options: FarthestOptions): Promise<
 
 /** How dense each token lies, exp(−mean of the k smallest ‖xᵢ − xⱼ‖² / width), and its peak score, density · distance to a denser one: x f32 `[batch, tokens, width]` (DPC-kNN). */
 export async function densityPeaks(x: Float, options: { readonly k?: number } & RunOptions = {}): Promise<{ readonly density: Float; readonly score: Float }> {
-  const [batch, tokens, width] = shaped("x", x, "f32", null, null, null).shape as [number, number, number], k = integer("options.k", options.k ?? 5, 1);
+  const [batch, tokens, width] = shaped("x", x, "f32", null, null, null).shape as [number, number, number], k = integer("options.k", checkOptionsObject(options).k ?? 5, 1);
   const made = await evaluate("densityPeaks", { x }, String(k), (v, graph) => graphs.densityPeaks(viewAs(v["x"]!, [batch * tokens, width]), evenBounds(graph, batch, tokens), { k: Math.min(k, Math.max(1, tokens)) }) as unknown as Record<string, Value>, runOptions(options));
   return { density: reshaped(made["density"]!, [batch, tokens]), score: reshaped(made["score"]!, [batch, tokens]) };
 }
 
 /** Rows of x f32 `[batch, tokens, width]` whose cosine with no earlier unique row is above the threshold: unique u8 `[batch, tokens]`, counts i32 `[batch]`. */
 export async function uniqueRows(x: Float, options: { readonly threshold: number } & RunOptions): Promise<{ readonly unique: Mask; readonly counts: Int }> {
-  const [batch, tokens, width] = shaped("x", x, "f32", null, null, null).shape as [number, number, number], threshold = number("options.threshold", options?.threshold, -1, 1);
+  const [batch, tokens, width] = shaped("x", x, "f32", null, null, null).shape as [number, number, number], threshold = number("options.threshold", checkOptionsObject(options, "an object with threshold").threshold, -1, 1);
   const made = await evaluate("uniqueRows", { x }, "", (v, graph) => graphs.uniqueRows(viewAs(v["x"]!, [batch * tokens, width]), evenBounds(graph, batch, tokens), graph.scalar("threshold")) as unknown as Record<string, Value>, runOptions(options), { threshold });
   return { unique: reshaped(made["unique"]!, [batch, tokens]), counts: made["counts"] as Int };
 }
@@ -197,7 +198,7 @@ export interface SegmentPoolOptions extends RunOptions {
 
 /** Segments of tokens pooled: x f32 `[batch, tokens, width]`, boundary u8 `[batch, tokens]` → out `[batch, segments, width]` padded with zeros, segment i32 `[batch, tokens]`, lengths i32 `[batch, segments]`, counts i32 `[batch]`. */
 export async function segmentPool(x: Float, boundary: Mask, options: SegmentPoolOptions = {}): Promise<{ readonly out: Float; readonly segment: Int; readonly lengths: Int; readonly counts: Int }> {
-  const [batch, tokens, width] = shaped("x", x, "f32", null, null, null).shape as [number, number, number], { mark = "end", reduce = "mean" } = options;
+  const [batch, tokens, width] = shaped("x", x, "f32", null, null, null).shape as [number, number, number], { mark = "end", reduce = "mean" } = checkOptionsObject(options);
   shaped("boundary", boundary, "u8", batch, tokens);
   if (mark !== "end" && mark !== "start") throw invalidArgument("options.mark", "'end' or 'start'", mark);
   if (!["mean", "sum", "max", "first", "last"].includes(reduce)) throw invalidArgument("options.reduce", "'mean', 'sum', 'max', 'first' or 'last'", reduce);
@@ -216,7 +217,8 @@ export async function segmentPool(x: Float, boundary: Mask, options: SegmentPool
 
 async function resize(op: string, x: Float, to: { readonly height: number; readonly width: number }, bilinear: boolean, options: RunOptions): Promise<Float> {
   const [batch, , , width] = shaped("x", x, "f32", null, null, null, null).shape as [number, number, number, number];
-  const height = integer("height", to.height, 0), across = integer("width", to.width, 0);
+  if (typeof to !== "object" || to === null) throw invalidArgument("to", "an object with height and width", to);
+  const height = integer("to.height", to.height, 0), across = integer("to.width", to.width, 0);
   const { out } = await evaluate(op, { x }, `${height} ${across}`, (v) => ({ out: graphs.resizeGrid(v["x"]!, [batch, height, across, width], bilinear) }), runOptions(options));
   return out as Float;
 }
@@ -229,8 +231,10 @@ export const resizeBilinear = (x: Float, to: { readonly height: number; readonly
 
 /** Cross-correlation of maps f32 `[batch, inputs, h, w]` with weight `[outputs, inputs, k, k]`, k odd, zeros around, + bias `[outputs]`, then ReLU where asked. */
 export async function convolve(x: Float, weight: Float, bias: Float, options: { readonly relu?: boolean } & RunOptions = {}): Promise<Float> {
+  checkOptionsObject(options);
   shaped("x", x, "f32", null, null, null, null);
-  shaped("weight", weight, "f32", null, x.shape[1]!, null, weight.shape[2]!);
+  shaped("weight", weight, "f32", null, x.shape[1]!, null, null);
+  if (weight.shape[3] !== weight.shape[2]) throw invalidArgument("weight", "square kernels", `[${weight.shape.join(", ")}]`);
   shaped("bias", bias, "f32", weight.shape[0]!);
   if (weight.shape[2]! % 2 === 0) throw invalidArgument("weight", "kernels of an odd size", `${weight.shape[2]}`);
   const { out } = await evaluate("convolve", { x, weight, bias }, String(options.relu === true), (v) => ({ out: graphs.convolve(v["x"]!, v["weight"]!, v["bias"]!, options.relu === true) }), runOptions(options));
@@ -254,7 +258,7 @@ const perBase = (base: unknown): number => {
 
 /** −Σ p log p along the last axis of x f32 `[…, outcomes]`, 0 · log 0 = 0. */
 export async function entropy(x: Float, options: EntropyOptions = {}): Promise<Float> {
-  const { shape } = expectTensor("x", x, "f32"), k = shape.at(-1) ?? 0, scale = perBase(options.base), { logits = false, normalize = false } = options;
+  const { shape } = expectTensor("x", x, "f32"), k = shape.at(-1) ?? 0, { base, logits = false, normalize = false } = checkOptionsObject(options), scale = perBase(base);
   const { out } = await evaluate("entropy", { x }, String(logits), (v, graph) => ({ out: graphs.entropy(viewAs(v["x"]!, [x.size / Math.max(1, k), k]), { logits, scale: graph.scalar("scale") }) }), runOptions(options), {
     scale: !normalize ? scale : k > 1 ? 1 / Math.log(k) : 0,
   });
@@ -263,17 +267,17 @@ export async function entropy(x: Float, options: EntropyOptions = {}): Promise<F
 
 /** Entropy of the grey levels of each patch × patch of pixels u8 `[batch, h, w, channels]` → f32 `[batch, ⌊h/patch⌋ · ⌊w/patch⌋]` (VFlowOpt, arXiv 2508.05211). */
 export async function patchEntropy(pixels: Mask, options: { readonly patch: number; readonly base?: number } & RunOptions): Promise<Float> {
-  const [batch, height, width] = shaped("pixels", pixels, "u8", null, null, null, null).shape as [number, number, number], patch = integer("options.patch", options?.patch, 1, 4096), scale = perBase(options.base);
+  const [batch, height, width] = shaped("pixels", pixels, "u8", null, null, null, null).shape as [number, number, number], patch = integer("options.patch", checkOptionsObject(options, "an object with patch").patch, 1, 4096), scale = perBase(options.base);
   const { out } = await evaluate("patchEntropy", { pixels }, String(patch), (v, graph) => ({ out: graphs.patchEntropy(v["pixels"]!, [batch, Math.floor(height / patch) * Math.floor(width / patch)], patch, graph.scalar("scale")) }), runOptions(options), { scale });
   return out as Float;
 }
 
 /** Attention that counts each key as often as the tokens it stands for (ToMe, arXiv 2210.09461): query, key, value f32 `[batch, heads, tokens, headDim]`, sizes f32 `[batch, tokens]`. */
 export async function proportionalAttention(query: Float, key: Float, value: Float, sizes: Float, options: { readonly scale?: number } & RunOptions = {}): Promise<Float> {
-  const [batch, , tokens] = shaped("key", key, "f32", null, null, null, null).shape as [number, number, number], { scale } = options;
+  const [batch, , tokens] = shaped("key", key, "f32", null, null, null, null).shape as [number, number, number], { scale } = checkOptionsObject(options);
   shaped("sizes", sizes, "f32", batch, tokens);
   if (scale !== undefined) number("options.scale", scale, -Number.MAX_VALUE, Number.MAX_VALUE);
-  const { out } = await evaluate("proportionalAttention", { query, key, value, sizes }, String(scale), (v) => ({
+  const { out } = await evaluate("proportionalAttention", { query: expectTensor("query", query), key, value: expectTensor("value", value), sizes }, String(scale), (v) => ({
     out: attention(v["query"]!, v["key"]!, v["value"]!, { bias: viewAs(graphs.logSizes(v["sizes"]!), [batch, 1, 1, tokens]), ...(scale !== undefined && { scale }) }).out,
   }), runOptions(options));
   return out as Float;

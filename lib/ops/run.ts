@@ -1,7 +1,7 @@
 import { invalidArgument } from "../errors.js";
 import { evaluate, expectTensor } from "../graph/evaluate.js";
 import type { Value } from "../graph/value.js";
-import type { RunOptions } from "../schedule.js";
+import { runOptions, type RunOptions } from "../schedule.js";
 import { disposable, Tensor } from "../tensor.js";
 
 /** Tensors that an op returned. `using` frees them all; they can also be disposed of one by one. */
@@ -10,6 +10,7 @@ export type Results<Name extends string> = Readonly<Record<Name, Tensor<"f32">>>
 /** Replaces each tensor within options by what `replace` makes of it; everything else stays. */
 function mapTensors(options: unknown, path: string, replace: (tensor: Tensor, path: string) => unknown): unknown {
   if (options instanceof Tensor) return replace(options, path);
+  if (["bigint", "symbol", "function"].includes(typeof options)) throw invalidArgument(`options.${path}`, "a number, a string, a boolean or a tensor", options);
   if (typeof options !== "object" || options === null || options instanceof AbortSignal) return options;
   return Object.fromEntries(Object.entries(options).map(([key, value]) => [key, mapTensors(value, path === "" ? key : `${path}.${key}`, replace)]));
 }
@@ -24,8 +25,7 @@ export async function run<Name extends string>(
   options: object,
   build: (operands: Record<string, Value>, options: object) => Record<Name, Value>,
 ): Promise<Results<Name>> {
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object", options);
-  const { signal, threads, ...rest } = options as RunOptions;
+  const given = runOptions(options), { signal: _signal, threads: _threads, ...rest } = options as RunOptions;
   const inputs: Record<string, Tensor> = {};
   for (const [name, value] of Object.entries(required)) inputs[name] = expectTensor(name, value);
   const shape = mapTensors(rest, "", (tensor, path) => {
@@ -35,6 +35,6 @@ export async function run<Name extends string>(
   const made = await evaluate(op, inputs, JSON.stringify(shape), (values) => {
     const operands = mapTensors(rest, "", (_, path) => values[path]) as object;
     return build(values, operands);
-  }, { signal, threads });
+  }, given);
   return disposable(made as Record<Name, Tensor<"f32">>);
 }
