@@ -123,7 +123,9 @@ export class LanguageModel implements Disposable {
     this.pool = callNative(() => native.createPool(config.layers.length, config.kvHeads, config.headDim, dtypeCode[cacheTypes[this.cacheType]], options.cacheBytes ?? 0));
   }
   private readonly loader: WeightLoader;
-  private readonly evictions = new Map<CachePolicy, Eviction>();
+  /** One a policy, for as long as that is in use: servers make a policy for each session. */
+  private readonly evictions = new WeakMap<CachePolicy, Eviction>();
+  private evictionsMade: WeakRef<Eviction>[] = [];
   private readonly costs = new Map<number, Promise<Float64Array>>();
   /** Sessions that are open. @internal */
   readonly sessions = new Set<Session>();
@@ -175,6 +177,7 @@ export class LanguageModel implements Disposable {
       const shape = { layers: layers.length, heads, kvHeads, headDim, mostTokens: this.contextLength + chunkTokens, contextLength };
       eviction = new Eviction(policy, { ...shape, windows: layers.map(({ window }) => window), rope: layers.map(({ rope }) => rope) });
       this.evictions.set(policy, eviction);
+      this.evictionsMade = [...this.evictionsMade.filter((made) => made.deref() !== undefined), new WeakRef(eviction)];
     }
     return eviction;
   }
@@ -246,7 +249,7 @@ export class LanguageModel implements Disposable {
     if (this.disposed) return;
     this.disposed = true;
     this.graphs.dispose();
-    for (const eviction of this.evictions.values()) eviction.dispose();
+    for (const eviction of this.evictionsMade) eviction.deref()?.dispose();
     this.loader.release();
     native.release(this.pool);
   }
