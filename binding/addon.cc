@@ -74,13 +74,29 @@ Napi::Value failNthAllocation(const Napi::CallbackInfo& call) {
   return Napi::Number::New(call.Env(), double(allocationsSoFar()));
 }
 
+#if defined(TL_FAULTS)
+// throwAt(place, 1 std::exception | 2 std::bad_alloc | 3 int): the next such place throws.
+Napi::Value throwAtPlace(const Napi::CallbackInfo& call) {
+  throwAt(call[0].ToString().Utf8Value().c_str(), Thrown(call[1].ToNumber().Int32Value()));
+  return call.Env().Undefined();
+}
+#endif
+
+// The small calls above throw as little as the others.
+template <Napi::Value (*function)(const Napi::CallbackInfo&)> Napi::Value safe(const Napi::CallbackInfo& call) {
+  return guarded(call.Env(), "addon", [&] { return function(call); });
+}
+
 Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   // One Environment a context: nothing in the addon is static but the thread pool, the arena and counters.
   auto* environment = new Environment();
   env.SetInstanceData<Environment>(environment);
   napi_add_env_cleanup_hook(env, [](void* data) { static_cast<Environment*>(data)->cancelAll(); }, environment);
   const std::pair<const char*, Napi::Value (*)(const Napi::CallbackInfo&)> functions[] = {
-      {"info", info}, {"ops", ops}, {"memory", memory}, {"trim", trim}, {"release", release}, {"failAllocation", failNthAllocation},
+      {"info", safe<info>}, {"ops", safe<ops>}, {"memory", safe<memory>}, {"trim", safe<trim>}, {"release", safe<release>}, {"failAllocation", safe<failNthAllocation>},
+#if defined(TL_FAULTS)
+      {"throwAt", throwAtPlace},
+#endif
       {"loadWeights", loadWeights}, {"loadVectors", loadVectors}, {"packWeight", packWeight}, {"announceMemory", announceMemory}, {"createConstant", createConstant}, {"createProgram", createProgram},
       {"createPool", createPool}, {"createCache", createCache}, {"forkCache", forkCache}, {"truncateCache", truncateCache},
       {"dropCache", dropCache}, {"observeCache", observeCache}, {"readCache", readCache}, {"cachePages", cachePages}, {"requantizeCache", requantizeCache}, {"cacheLayerBytes", cacheLayerBytes},

@@ -31,11 +31,12 @@ class CacheWork : public Work {
 };
 
 Napi::Value startOn(const Napi::CallbackInfo& info, std::shared_ptr<Cache> cache, const char* name, std::function<Status(KvCache&)> body, Napi::Value kept) {
-  if (cache->busy.exchange(true)) return raise(info.Env(), "busy", name, "This cache");
   auto work = std::make_unique<CacheWork>();
   work->cache = std::move(cache);
   work->body = std::move(body);
   if (!kept.IsEmpty()) work->keep(kept);
+  // Last, since nothing gives it back where one of the others throws.
+  if (work->cache->busy.exchange(true)) return raise(info.Env(), "busy", name, "This cache");
   return Work::start(info.Env(), std::move(work), name);
 }
 

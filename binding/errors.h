@@ -6,6 +6,7 @@
 #include <exception>
 #include <new>
 
+#include "../cpp/core/fault.h"
 #include "../cpp/core/status.h"
 
 namespace tl::binding {
@@ -46,6 +47,7 @@ inline Napi::Value raise(Napi::Env env, const char* status, const char* op, cons
 
 template <typename Function> Napi::Value guarded(Napi::Env env, const char* op, Function&& function) {
   try {
+    faultPoint(op);
     return function();
   } catch (const std::bad_alloc&) {
     return raise(env, {Code::memory, op, "", "out of memory"});

@@ -83,7 +83,8 @@ class RunProgram : public Work {
       return {Code::memory, "run", "kept", "out of memory"};
     }
     held.finishKeep();
-    return {};
+    const Code thrown = pool.takeFailure();
+    return thrown == Code::ok ? Status{} : Status{thrown, "run", "kept", "a thread's part failed"};
   }
 
   void finished() override {
@@ -147,20 +148,15 @@ Napi::Value run(const Napi::CallbackInfo& info) {
       }
     }
     if (arguments.ok() && (program.cache().binding >= 0) != bool(work->cache)) arguments.set("bindings", "the program needs a cache");
-    if (!arguments.ok()) {
-      work->cache.reset();
-      return arguments.fail();
-    }
+    if (!arguments.ok()) return arguments.fail();
+    work->cancel = static_cast<int32_t*>(cancel.data);
+    work->keep(info[5]);
     if (work->cache) {
-      if (work->cache->busy.exchange(true)) {
-        work->cache.reset();
-        return raise(env, "busy", "run", "This cache");
-      }
+      // Last, since nothing gives it back where one of the others throws.
+      if (work->cache->busy.exchange(true)) return raise(env, "busy", "run", "This cache");
       const int32_t symbol = program.cache().newTokens;
       work->step = {work->cache->cache.get(), symbol >= 0 ? work->symbols[size_t(symbol)] : 0};
     }
-    work->cancel = static_cast<int32_t*>(cancel.data);
-    work->keep(info[5]);
     return Work::start(env, std::move(work), "tokenloom.run");
   });
 }

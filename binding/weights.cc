@@ -11,6 +11,12 @@ namespace {
 
 constexpr int64_t kMostRows = int64_t(1) << 40;
 
+// What a thread of the pool threw, as a status.
+Status threadFailure(const char* op) {
+  const Code thrown = ThreadPool::shared().takeFailure();
+  return thrown == Code::ok ? Status{} : Status{thrown, op, "", "a thread's part failed"};
+}
+
 StoredRows storedRows(Arguments& arguments, Napi::Value part) {
   StoredRows rows;
   rows.path = arguments.text(arguments.field(part, "path"), "path");
@@ -39,6 +45,7 @@ class LoadWeights : public Work {
       weights_.push_back(std::make_shared<Weight>());
       const Item& wanted = items[size_t(item)];
       TL_TRY(loadPacked(wanted.parts, wanted.columns, activeTable(), ThreadPool::shared(), cancel, weights_.back()->packed));
+      TL_TRY(threadFailure("load"));
     }
     return {};
   }
@@ -97,8 +104,9 @@ class PackWeight : public Work {
   Status execute() override {
     ThreadPool::Turn turn(ThreadPool::shared(), threads);
     if (!turn.ok()) return {Code::memory, "pack", "threads", "out of memory"};
-    return packFloats(static_cast<const float*>(values.data), rows, columns, static_cast<const float*>(rowScale.data), storage, activeTable(),
-                      ThreadPool::shared(), cancel, weight_->packed, relativeError_);
+    TL_TRY(packFloats(static_cast<const float*>(values.data), rows, columns, static_cast<const float*>(rowScale.data), storage, activeTable(),
+                      ThreadPool::shared(), cancel, weight_->packed, relativeError_));
+    return threadFailure("pack");
   }
   Napi::Value result(Napi::Env env) override {
     Napi::Object info = Napi::Object::New(env);

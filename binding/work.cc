@@ -9,30 +9,48 @@ void Environment::cancelAll() {
     if (work->cancel) __atomic_store_n(work->cancel, 1, __ATOMIC_RELAXED);
 }
 
+Work::~Work() {
+  for (napi_ref reference : kept_) napi_delete_reference(env_, reference);
+  if (work_) napi_delete_async_work(env_, work_);
+}
+
 void Work::keep(Napi::Value value) {
-  napi_ref reference;
-  if (napi_create_reference(value.Env(), value, 1, &reference) == napi_ok) kept_.push_back(reference);
+  env_ = value.Env();
+  kept_.push_back(nullptr);  // may throw: before there is a reference to lose
+  if (napi_create_reference(env_, value, 1, &kept_.back()) != napi_ok) kept_.pop_back();
 }
 
 Napi::Value Work::start(Napi::Env env, std::unique_ptr<Work> work, const char* name) {
   napi_value promise, resource;
-  if (napi_create_promise(env, &work->deferred_, &promise) != napi_ok) return env.Undefined();
-  napi_create_string_utf8(env, name, NAPI_AUTO_LENGTH, &resource);
-  if (napi_create_async_work(env, nullptr, resource, onExecute, onComplete, work.get(), &work->work_) != napi_ok ||
-      napi_queue_async_work(env, work->work_) != napi_ok) {
-    napi_reject_deferred(env, work->deferred_, failure(env, {Code::internal, name, "", "cannot start asynchronous work"}));
+  work->env_ = env;
+  std::set<Work*>& running = environmentOf(env).running;
+  bool started = false;
+  if (napi_create_promise(env, &work->deferred_, &promise) != napi_ok) {
     work->finished();
-    for (napi_ref reference : work->kept_) napi_delete_reference(env, reference);
-    if (work->work_) napi_delete_async_work(env, work->work_);
-    return Napi::Value(env, promise);
+    return env.Undefined();
   }
-  environmentOf(env).running.insert(work.release());
+  Status why = {Code::internal, name, "", "cannot start asynchronous work"};
+  try {
+    running.insert(work.get());
+    napi_create_string_utf8(env, name, NAPI_AUTO_LENGTH, &resource);
+    started = napi_create_async_work(env, nullptr, resource, onExecute, onComplete, work.get(), &work->work_) == napi_ok && napi_queue_async_work(env, work->work_) == napi_ok;
+  } catch (const std::bad_alloc&) {
+    why = {Code::memory, name, "", "out of memory"};
+  }
+  if (started) {
+    work.release();
+  } else {
+    running.erase(work.get());
+    napi_reject_deferred(env, work->deferred_, failure(env, why));
+    work->finished();
+  }
   return Napi::Value(env, promise);
 }
 
 void Work::onExecute(napi_env, void* data) {
   auto* work = static_cast<Work*>(data);
   try {
+    faultPoint("execute");
     work->status_ = work->execute();
   } catch (const std::bad_alloc&) {
     work->status_ = {Code::memory, "run", "", "out of memory"};
@@ -48,17 +66,23 @@ void Work::onComplete(napi_env raw, napi_status status, void* data) {
   environmentOf(env).running.erase(work.get());
   if (status == napi_cancelled) work->status_ = {Code::cancelled, "run", "", "cancelled"};
   work->finished();
-  for (napi_ref reference : work->kept_) napi_delete_reference(env, reference);
+  Napi::Value value;
+  try {
+    faultPoint("complete");
+    if (!work->status_) value = work->result(env);
+  } catch (const std::bad_alloc&) {
+    work->status_ = {Code::memory, "run", "", "out of memory"};
+  } catch (...) {
+    work->status_ = {Code::internal, "run", "", "unexpected C++ exception"};
+  }
   // An environment on its way out refuses JavaScript: then nobody waits for the promise any more.
   if (!work->status_) {
-    const Napi::Value value = work->result(env);
     if (!value.IsEmpty()) napi_resolve_deferred(env, work->deferred_, value);
-  } else {
-    Napi::Object error = failure(env, work->status_);
-    if (!error.IsEmpty() && work->item >= 0) error.Set("item", double(work->item));
-    if (!error.IsEmpty()) napi_reject_deferred(env, work->deferred_, error);
+    return;
   }
-  napi_delete_async_work(env, work->work_);
+  Napi::Object error = failure(env, work->status_);
+  if (!error.IsEmpty() && work->item >= 0) error.Set("item", double(work->item));
+  if (!error.IsEmpty()) napi_reject_deferred(env, work->deferred_, error);
 }
 
 }  // namespace tl::binding

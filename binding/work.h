@@ -13,10 +13,10 @@ namespace tl::binding {
 
 class Work {
  public:
-  virtual ~Work() = default;
+  virtual ~Work();
   // Starts the work; the object deletes itself at its end. Returns the promise.
   static Napi::Value start(Napi::Env env, std::unique_ptr<Work> work, const char* name);
-  // Keeps a JavaScript value alive until the end.
+  // Keeps a JavaScript value alive for as long as this object lives.
   void keep(Napi::Value value);
 
  protected:
@@ -30,6 +30,7 @@ class Work {
   friend struct Environment;
   static void onExecute(napi_env env, void* data);
   static void onComplete(napi_env env, napi_status status, void* data);
+  napi_env env_ = nullptr;
   napi_async_work work_ = nullptr;
   napi_deferred deferred_ = nullptr;
   std::vector<napi_ref> kept_;

@@ -17,11 +17,6 @@ std::atomic<int64_t> allocations{0};
 std::atomic<int64_t> failAt{0};
 std::atomic<bool> failLater{false};
 
-bool mustFail() {
-  const int64_t index = allocations.fetch_add(1, std::memory_order_relaxed) + 1, at = failAt.load(std::memory_order_relaxed);
-  return at > 0 && (index == at || (index > at && failLater.load(std::memory_order_relaxed)));
-}
-
 void* systemAllocate(size_t bytes, size_t alignment) { return ::operator new(bytes, std::align_val_t(alignment), std::nothrow); }
 void systemRelease(void* data, size_t alignment) { ::operator delete(data, std::align_val_t(alignment)); }
 
@@ -76,8 +71,13 @@ size_t roundedBytes(size_t bytes) { return std::max(kAlignment, (bytes + kAlignm
 
 }  // namespace
 
+bool allocationMustFail() {
+  const int64_t index = allocations.fetch_add(1, std::memory_order_relaxed) + 1, at = failAt.load(std::memory_order_relaxed);
+  return at > 0 && (index == at || (index > at && failLater.load(std::memory_order_relaxed)));
+}
+
 void* allocateAligned(size_t bytes, Owner owner) {
-  if (mustFail()) return nullptr;
+  if (allocationMustFail()) return nullptr;
   const size_t rounded = roundedBytes(bytes);
   if (rounded < bytes) return nullptr;
   void* data = inSlab(rounded, owner) ? slabs().allocate(rounded) : systemAllocate(rounded, kAlignment);

@@ -1,5 +1,5 @@
 // Aligned, counted memory. Every byte of tensors, arenas, weights and cache pages comes from here, so that one counter
-// tells who holds what, and one hook can make the n-th allocation fail (TOKENLOOM_FAIL_ALLOC, tests only).
+// tells who holds what, and one hook can make the n-th allocation fail (tests only).
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -19,6 +19,8 @@ int64_t bytesHeld(Owner owner);
 // Fails the n-th allocation from now (n = 1 is the next); `andAllLater` keeps failing. n = 0 switches off.
 void failAllocation(int64_t n, bool andAllLater);
 int64_t allocationsSoFar();
+// Counts one allocation; true where it is the one to fail.
+bool allocationMustFail();
 
 // Owning, movable block.
 class Buffer {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "fault.h"
+
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
@@ -49,7 +51,7 @@ bool ThreadPool::grow(int threads) {
     }
     while (int(helpers_.size()) < threads - 1) {
       const int thread = int(helpers_.size()) + 1;
-helpers_.emplace_back([this, thread, seen = state_.load() >> 32] { help(thread, seen); });
+      helpers_.emplace_back([this, thread, seen = state_.load() >> 32] { help(thread, seen); });
     }
   } catch (const std::exception&) {  // bad_alloc, or the system has no thread left
     return int(scratch_.size()) >= 1;
@@ -74,12 +76,23 @@ ThreadPool::Turn::~Turn() {
   pool_.turnChanged_.notify_all();
 }
 
+void ThreadPool::call(const Job& job, int64_t begin, int64_t end, int thread) {
+  try {
+    faultPoint("poolJob");
+    job.body(job.context, begin, end, thread);
+  } catch (const std::bad_alloc&) {
+    failure_.store(Code::memory);
+  } catch (...) {
+    failure_.store(Code::internal);
+  }
+}
+
 void ThreadPool::work(int thread) {
   const Job job = job_;
   for (;;) {
     const int64_t begin = next_.fetch_add(job.chunk, std::memory_order_relaxed);
     if (begin >= job.count) return;
-    job.body(job.context, begin, std::min(begin + job.chunk, job.count), thread);
+    call(job, begin, std::min(begin + job.chunk, job.count), thread);
   }
 }
 
@@ -88,7 +101,7 @@ void ThreadPool::parallelFor(int64_t count, int64_t chunk, Body body, void* cont
   chunk = std::max<int64_t>(chunk, 1);
   const int64_t helpers = std::min<int64_t>(threads_ - 1, (count - 1) / chunk);
   if (helpers == 0) {
-    body(context, 0, count, 0);
+    call({body, context, count, chunk}, 0, count, 0);
     return;
   }
   job_ = {body, context, count, chunk};

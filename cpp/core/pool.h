@@ -13,6 +13,7 @@
 
 #include "cpu.h"
 #include "memory.h"
+#include "status.h"
 
 namespace tl {
 
@@ -48,20 +49,23 @@ class ThreadPool {
                 const_cast<void*>(static_cast<const void*>(&function)));
   }
   int threads() const { return threads_; }
+  // What a body threw since the last call, as a code: nothing may be thrown through kernels, so the runner asks behind each part.
+  Code takeFailure() { return failure_.load(std::memory_order_relaxed) == Code::ok ? Code::ok : failure_.exchange(Code::ok); }
   std::byte* scratch(int thread) const { return scratch_[size_t(thread)].as(); }
 
  private:
-  ThreadPool() = default;
-  bool grow(int threads);
-  void work(int thread);
-  void help(int thread, uint64_t seen);
-  bool join(int thread, uint64_t& seen);
-
   struct alignas(64) Job {
     Body body = nullptr;
     void* context = nullptr;
     int64_t count = 0, chunk = 1;
   };
+  ThreadPool() = default;
+  bool grow(int threads);
+  void work(int thread);
+  void call(const Job& job, int64_t begin, int64_t end, int thread);
+  void help(int thread, uint64_t seen);
+  bool join(int thread, uint64_t& seen);
+
   Job job_;
   alignas(64) std::atomic<int64_t> next_{0};
   // Job number << 32 | helpers invited << 16 | open << 15 | helpers that joined. One word, so that a late helper can never
@@ -69,6 +73,7 @@ class ThreadPool {
   // core is busy with something else: a loaded machine is slow, not stuck.
   alignas(64) std::atomic<uint64_t> state_{0};
   alignas(64) std::atomic<uint32_t> finished_{0};  // helpers that joined and are done
+  std::atomic<Code> failure_{Code::ok};
   std::atomic<bool> stop_{false};
   std::atomic<int> sleepers_{0};
   std::mutex sleepMutex_;

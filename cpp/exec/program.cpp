@@ -184,6 +184,7 @@ Status Program::run(const Run& run) const {
                  : plan.kind == ParameterPlan::Kind::symbol ? double(run.symbols[plan.index]) : run.scalars[plan.index];
     }
     TL_TRY(run.table.kernels[size_t(instruction.op)](args, context));
+    if (const Code thrown = run.pool.takeFailure(); thrown != Code::ok) return {thrown, info.name, "", "a thread's part failed"};
   }
   return {};
 }
