@@ -1,4 +1,4 @@
-// Builds the addon that fault tests use beside the usual one, in build/addon-asan: AddressSanitizer and UndefinedBehaviorSanitizer, and
+// Builds the addon that fault tests use beside the usual one, in build/addon-asan: AddressSanitizer, and
 // allocations and entry points that fail when they are told to (cpp/core/fault.h). Node loads it where TOKENLOOM_PREBUILD names the
 // folder and libasan, whose path is written beside it, is preloaded. Says so and leaves it out where a compiler is missing.
 import { spawnSync } from "node:child_process";
@@ -18,7 +18,7 @@ if (process.platform !== "linux" || !has("cmake") || !libasan || !existsSync(lib
 }
 const targets = process.arch === "arm64" ? "SCALAR;NEON" : "SCALAR;AVX2";
 const options = [
-  "--out", join("build", "addon-asan", "build"), "--config", "Release", "--parallel", "2", "--CDTL_SANITIZE=address;undefined", "--CDTL_FAULTS=ON", `--CDTL_ONLY=${targets}`,
+  "--out", join("build", "addon-asan", "build"), "--config", "Release", "--parallel", "2", "--CDTL_SANITIZE=address", "--CDTL_FAULTS=ON", `--CDTL_ONLY=${targets}`,
   "--CDCMAKE_CXX_FLAGS_RELEASE=-O1", "--CDCMAKE_CXX_COMPILER=g++",
 ];
 if (has("ccache")) options.push("--CDCMAKE_CXX_COMPILER_LAUNCHER=ccache");

@@ -62,6 +62,8 @@ export interface SessionOptions {
   readonly draft?: Drafter | undefined;
   /** Verifies always so many nodes, root included, 1 … 64; by default as many as pay, by measured cost and success. */
   readonly draftNodes?: number | undefined;
+  /** Sessions take beginnings over from sessions of the same tenant only, so that nobody can tell from the time of a prompt what others asked. One for all by default. */
+  readonly tenant?: string | undefined;
   /** Called after each verified draft tree, to look inside. */
   readonly onDraft?: ((draft: VerifiedDraft) => void) | undefined;
 }
@@ -79,6 +81,7 @@ function checkSessionOptions(options: SessionOptions, layers: number): SessionOp
   if (whenFull !== undefined && whenFull !== "error" && whenFull !== "evict") throw invalidArgument("options.whenFull", "'error' or 'evict'", whenFull);
   if (whenFull === "evict" && !cache) throw invalidArgument("options.whenFull", "a cache policy to evict by, in options.cache,", whenFull);
   if (draft !== undefined && typeof (draft as { open?: unknown } | null)?.open !== "function") throw invalidArgument("options.draft", "a drafter such as tokenRecycling()", draft);
+  if (options.tenant !== undefined && typeof options.tenant !== "string") throw invalidArgument("options.tenant", "a string", options.tenant);
   numberOption("options.draftNodes", nodes, draftNodes, 1, draftNodes, true);
   checkCallback("options.onDraft", onDraft);
   return options;
@@ -226,7 +229,7 @@ export class Session implements Disposable {
   private takeOver(ids: readonly number[]): readonly number[] {
     let best = leastShared - 1, from: Session | undefined;
     for (const other of this.model.sessions) {
-      if (other === this || other.busy || !other.sequence.sharesPrefixes || !this.sequence.sharesPrefixes) continue;
+      if (other === this || other.busy || other.options.tenant !== this.options.tenant || !other.sequence.sharesPrefixes || !this.sequence.sharesPrefixes) continue;
       const common = Math.min(commonLength(ids, other.sequence.tokens), other.sequence.cached);
       if (common > best) [best, from] = [common, other];
     }

@@ -93,6 +93,6 @@ export function sanitizedEnvironment(): Record<string, string> | undefined {
   if (!existsSync(library)) return undefined;
   return {
     TOKENLOOM_PREBUILD: folder, LD_PRELOAD: readFileSync(library, "utf8").trim(),
-    ASAN_OPTIONS: "detect_leaks=0:exitcode=99:alloc_dealloc_mismatch=0:allocator_may_return_null=1:detect_stack_use_after_return=0", UBSAN_OPTIONS: "halt_on_error=1:exitcode=99:print_stacktrace=1",
+    ASAN_OPTIONS: "detect_leaks=0:exitcode=99:alloc_dealloc_mismatch=0:allocator_may_return_null=1:detect_stack_use_after_return=0",
   };
 }
