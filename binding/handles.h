@@ -33,7 +33,7 @@ struct ProgramObject {
   ProgramObject() { live().fetch_add(1); }
   ~ProgramObject() { live().fetch_sub(1); }
   static std::atomic<int64_t>& live() { static std::atomic<int64_t> count{0}; return count; }
-  int64_t bytes() const { return 0; }
+  int64_t bytes() const { return program.bytes(); }
 };
 
 struct Pool {

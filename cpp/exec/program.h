@@ -75,6 +75,10 @@ class Program {
   int32_t scalars() const { return scalars_; }
   const std::vector<DType>& bindings() const { return bindings_; }
   const CachePlan& cache() const { return cache_; }
+  // Of the program itself, so that the garbage collector knows what a dropped one is worth.
+  int64_t bytes() const {
+    return int64_t(instructions_.capacity() * sizeof(Instruction) + views_.capacity() * sizeof(ViewPlan) + parameters_.capacity() * sizeof(ParameterPlan));
+  }
 
   struct Run {
     const KernelTable& table;

@@ -26,6 +26,7 @@ import { chatTemplateOf, renderChat, type ChatMessage } from "../tokenizer/templ
 import { createTokenizer, type EncodeOptions, type Tokenizer } from "../tokenizer/tokenizer.js";
 import { checkCallback, checkIds, checkOptions, checkPrompt, mostHistory } from "./options.js";
 import { checkSignal } from "../check.js";
+import { OpenSessions } from "./open-sessions.js";
 import { scoreIds, scoreTokens, type Score, type ScoreOptions } from "./score.js";
 import { Session, type SessionOptions } from "./session.js";
 import { chunkTokens, Sequence } from "./sequence.js";
@@ -128,7 +129,7 @@ export class LanguageModel implements Disposable {
   private evictionsMade: WeakRef<Eviction>[] = [];
   private readonly costs = new Map<number, Promise<Float64Array>>();
   /** Sessions that are open. @internal */
-  readonly sessions = new Set<Session>();
+  readonly sessions = new OpenSessions<Session>();
 
   get isDisposed(): boolean {
     return this.disposed;
