@@ -44,18 +44,22 @@ const DAYS = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", 
 /** What Jinja and transformers define for every template. */
 const GLOBALS: Readonly<Record<string, unknown>> = {
   true: true, True: true, false: false, False: false, none: null, None: null,
-  range,
   raise_exception: (message: unknown) => {
     throw new ArgumentError("messages", `Expected messages that the model's template accepts but it says: ${String(message)}`);
   },
   strftime_now: (format: unknown) => formatTime(new Date(), String(format)),
 };
 
-function range(first: number, second?: number, step = 1): number[] {
-  const [begin, end] = second === undefined ? [0, first] : [first, second];
-  const count = Math.ceil((end - begin) / step);
-  if (!(count <= MAX_RANGE)) throw new RangeError(`range() of at most ${MAX_RANGE} numbers`);
-  return Array.from({ length: Math.max(0, count) }, (_, index) => begin + index * step);
+/** range() of one rendering: all its numbers together are limited, or loops within loops would never end. */
+function rangeOf(): (first: number, second?: number, step?: number) => number[] {
+  let left = MAX_RANGE;
+  return (first, second, step = 1) => {
+    const [begin, end] = second === undefined ? [0, first] : [first, second];
+    const count = Math.ceil((end - begin) / step);
+    if (!(count <= left)) throw new RangeError(`range() of at most ${MAX_RANGE} numbers in all`);
+    left -= Math.max(0, count);
+    return Array.from({ length: Math.max(0, count) }, (_, index) => begin + index * step);
+  };
 }
 
 /**
@@ -101,6 +105,7 @@ export function renderChat(template: string, messages: readonly ChatMessage[], o
     bos_token: options.bosToken ?? "",
     eos_token: options.eosToken ?? "",
     ...GLOBALS,
+    range: rangeOf(),
   };
   try {
     const environment = new library.Environment();

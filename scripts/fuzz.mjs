@@ -1,0 +1,85 @@
+// Coverage-guided fuzzing of everything that reads files, as JavaScript (scripts/fuzz-loop.mjs over dist/cjs), and of native programs
+// (test/native/fuzz_program.cpp).
+//   npm run fuzz -- --seconds 60 [TARGET …]     seconds of processor time for each target
+// What reached something new goes to build/fuzz/TARGET/inputs, findings to build/fuzz/crashes; exits with 1 where there are any.
+// `--keep` copies the smallest of what was found to test/fuzz/corpus.
+import { spawn, spawnSync } from "node:child_process";
+import { copyFileSync, existsSync, mkdirSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const root = fileURLToPath(new URL("..", import.meta.url));
+const { names } = createRequire(import.meta.url)(join(root, "test", "fuzz", "targets.cjs"));
+const flag = process.argv.indexOf("--seconds"), full = process.env.TOKENLOOM_FAULTS === "full";
+const seconds = flag > 0 ? Number(process.argv[flag + 1]) : full ? 90 : 5;
+const asked = process.argv.slice(2).filter((argument, i) => !argument.startsWith("--") && (flag < 0 || i !== flag - 1)), chosen = asked.length > 0 ? asked : [...names, "program"];
+const crashes = join(root, "build", "fuzz", "crashes");
+/** Wall time without a new input after which a target counts as hung. */
+const hungAfter = 300_000;
+/** Inputs kept in the repository are at most so large, and so many for each target. */
+const keptBytes = 1500, keptInputs = 24;
+
+/** Runs a target to its end; what it died of, or hangs on, is in FOLDER/current. */
+function fuzzFiles(name) {
+  const folder = join(root, "build", "fuzz", name);
+  mkdirSync(folder, { recursive: true });
+  const child = spawn(process.execPath, [join(root, "scripts", "fuzz-loop.mjs"), name, String(seconds), folder, join(root, "test", "fuzz", "corpus", name)], { cwd: root, stdio: ["ignore", "pipe", "pipe"] });
+  let stdout = "", stderr = "";
+  child.stdout.on("data", (text) => (stdout += text));
+  child.stderr.on("data", (text) => (stderr += text));
+  const current = join(folder, "current");
+  const watch = setInterval(() => {
+    if (existsSync(current) && Date.now() - statSync(current).mtimeMs > hungAfter) child.kill("SIGKILL");
+  }, 10_000);
+  return new Promise((resolve) => child.on("close", (code, signal) => {
+    clearInterval(watch);
+    if (code !== 0 && existsSync(current)) copyFileSync(current, join(crashes, `${name}-${signal ?? code}`));
+    resolve({ found: code !== 0, text: code === 0 ? stdout : `${signal ?? code}\n${stderr}` });
+  }));
+}
+
+/** Native, by GCC with its coverage hooks and both sanitizers; undefined where tools are missing. */
+function fuzzProgram() {
+  const folder = join(root, "build", "fuzz-program"), has = (program) => spawnSync(program, ["--version"], { stdio: "ignore" }).status === 0;
+  if (!has("cmake") || !has("g++")) return undefined;
+  const launcher = has("ccache") ? ["-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"] : [];
+  const configure = ["-S", ".", "-B", folder, "-DTL_ADDON=OFF", "-DTL_FUZZ=ON", "-DTL_ONLY=SCALAR", "-DTL_SANITIZE=address;undefined", "-DCMAKE_BUILD_TYPE=Sanitize", "-DCMAKE_CXX_FLAGS=-O1", "-DCMAKE_CXX_COMPILER=g++", ...launcher];
+  for (const step of [configure, ["--build", folder, "--parallel", "2", "--target", "fuzz_program"]]) {
+    const built = spawnSync("cmake", step, { cwd: root, encoding: "utf8", maxBuffer: 1 << 28 });
+    if (built.status !== 0) return { found: true, text: `${built.stdout}${built.stderr}` };
+  }
+  const env = { ...process.env, UBSAN_OPTIONS: "halt_on_error=1:print_stacktrace=1" };
+  const run = spawnSync(join(folder, "test", "native", "fuzz_program"), [String(seconds)], { cwd: crashes, encoding: "utf8", env });
+  return { found: run.status !== 0, text: run.status === 0 ? run.stdout : `${run.signal ?? run.status}\n${run.stdout}${run.stderr}` };
+}
+
+function keep(name) {
+  const from = join(root, "build", "fuzz", name, "inputs"), to = join(root, "test", "fuzz", "corpus", name);
+  const files = existsSync(from) ? readdirSync(from).map((file) => ({ file, bytes: statSync(join(from, file)).size })) : [];
+  for (const { file } of files.filter(({ bytes }) => bytes <= keptBytes).sort((a, b) => a.bytes - b.bytes).slice(0, keptInputs)) copyFileSync(join(from, file), join(to, file));
+}
+
+rmSync(crashes, { recursive: true, force: true });
+mkdirSync(crashes, { recursive: true });
+const total = { targets: 0, executions: 0, findings: 0, cpuSeconds: 0 };
+for (const name of chosen) {
+  const run = name === "program" ? fuzzProgram() : await fuzzFiles(name);
+  if (run === undefined) {
+    console.log(`${name}: left out, needs CMake and GCC`);
+    continue;
+  }
+  total.targets++;
+  if (run.found) total.findings++;
+  else {
+    const figures = JSON.parse(run.text);
+    total.executions += figures.executions;
+    total.cpuSeconds += seconds;
+  }
+  console.log(`${run.found ? "FOUND" : "ok  "} ${name}: ${run.text.trim()}`);
+  if (process.argv.includes("--keep") && names.includes(name)) keep(name);
+}
+const results = join(root, "build", "faults");
+mkdirSync(results, { recursive: true });
+writeFileSync(join(results, "fuzz.json"), `${JSON.stringify({ name: "fuzz", figures: { ...total, corpusFiles: names.reduce((sum, name) => sum + readdirSync(join(root, "test", "fuzz", "corpus", name)).length, 0) } })}\n`);
+process.exit(total.findings > 0 ? 1 : 0);
