@@ -1,0 +1,55 @@
+// One stream and what ops on it share: scratch memory and small tables that travel with a launch.
+#pragma once
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#else
+#include <cstdio>
+
+#include "cuda_host.h"
+#endif
+#include <vector>
+
+#include "../../cpp/exec/plugin.h"
+
+namespace tl {
+
+struct DeviceContext {
+  cudaStream_t stream = nullptr;
+
+  // Device memory until the end of the op; ops of a stream follow one another, so the next one may have it again.
+  Status scratch(const char* op, size_t bytes, void** out);
+  template <typename T> Status scratch(const char* op, int64_t count, T** out) { return scratch(op, size_t(count) * sizeof(T), reinterpret_cast<void**>(out)); }
+  // A copy of host memory on the device until the end of the op.
+  Status upload(const char* op, const void* from, size_t bytes, void** out);
+  template <typename T> Status upload(const char* op, const std::vector<T>& from, const T** out) {
+    return upload(op, from.data(), from.size() * sizeof(T), const_cast<void**>(reinterpret_cast<const void**>(out)));
+  }
+  void beginOp() { block_ = 0, used_ = 0; }
+  ~DeviceContext();
+
+ private:
+  struct Block {
+    void* data;
+    size_t bytes;
+  };
+  std::vector<Block> blocks_;
+  size_t block_ = 0, used_ = 0;
+};
+
+namespace cuda {
+inline Status fromRuntime(const char* op, cudaError_t error) {
+  if (error == cudaSuccess) return {};
+  (void)cudaGetLastError();
+  return {error == cudaErrorMemoryAllocation ? Code::memory : Code::internal, op, "", cudaGetErrorString(error)};
+}
+// What the plug-in's table offers, see cpp/exec/plugin.h.
+DeviceContext* createContext();
+void destroyContext(DeviceContext* context);
+void* allocate(size_t bytes, DeviceMemory kind);
+void release(void* data, DeviceMemory kind);
+Status copyIn(DeviceContext& context, void* to, const void* from, size_t bytes);
+Status copyOut(DeviceContext& context, void* to, const void* from, size_t bytes);
+Status synchronize(DeviceContext& context);
+}  // namespace cuda
+
+}  // namespace tl
