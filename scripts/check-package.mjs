@@ -1,5 +1,5 @@
 // Packs the package with this platform's binary, unpacks it elsewhere and uses it as a stranger would: require and import,
-// their types, the command line. Fails above 8 MB unpacked; the goal is 5, and it says by how much that is missed. Needs a build. Ends with `N passed, N failed`.
+// their types, the command line; publint and are-the-types-wrong look at it too. Fails above 5.1 MB unpacked. Needs a build. Ends with `N passed, N failed`.
 import { execFileSync } from "node:child_process";
 import { cpSync, existsSync, mkdirSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -9,9 +9,11 @@ const root = fileURLToPath(new URL("..", import.meta.url));
 /** Inside the repository, so that dependencies resolve to the installed ones. */
 const folder = join(root, "build", "package");
 const installed = join(folder, "node_modules", "tokenloom");
-const limit = 8e6, goal = 5e6;
+/** Of all that is packed and one platform's binary. */
+const limit = 5.1e6;
 let failed = 0;
 let passed = 0;
+let tarball = "";
 
 function check(name, work) {
   try {
@@ -25,6 +27,7 @@ function check(name, work) {
 
 const run = (command, args, options = {}) => execFileSync(command, args, { cwd: folder, encoding: "utf8", stdio: ["ignore", "pipe", "pipe"], ...options });
 const node = (...args) => run(process.execPath, args);
+const tool = (name, program, ...args) => node(join(root, "node_modules", name, program), ...args);
 
 function sizeOf(path) {
   const found = statSync(path);
@@ -35,10 +38,15 @@ function unpack() {
   rmSync(folder, { recursive: true, force: true });
   mkdirSync(installed, { recursive: true });
   const [packed] = JSON.parse(run("npm", ["pack", "--json", "--ignore-scripts", "--pack-destination", folder], { cwd: root }));
+  tarball = join(folder, packed.filename);
   run("tar", ["-xzf", packed.filename, "-C", installed, "--strip-components=1"]);
-  const binary = join(installed, "prebuilds", `${process.platform}-${process.arch}`, "tokenloom.node");
-  if (existsSync(binary)) return;
-  mkdirSync(join(binary, ".."), { recursive: true });
+  const binaries = join(installed, "prebuilds", `${process.platform}-${process.arch}`), binary = join(binaries, "tokenloom.node");
+  // Of other platforms there may be binaries too: what one platform uses is what counts.
+  for (const name of existsSync(join(installed, "prebuilds")) ? readdirSync(join(installed, "prebuilds")) : []) {
+    if (join(installed, "prebuilds", name) !== binaries) rmSync(join(installed, "prebuilds", name), { recursive: true });
+  }
+  if (existsSync(binaries)) return;
+  mkdirSync(binaries, { recursive: true });
   cpSync(join(root, "build", "Release", "tokenloom.node"), binary);
   try {
     run("strip", ["--strip-unneeded", binary]);
@@ -59,7 +67,6 @@ check("pack and unpack", unpack);
 check(`unpacked below ${limit / 1e6} MB`, () => {
   const bytes = sizeOf(installed);
   if (bytes > limit) throw new Error(`${(bytes / 1e6).toFixed(2)} MB`);
-  if (bytes > goal) console.log(`the goal of ${goal / 1e6} MB is missed by ${((bytes - goal) / 1e6).toFixed(2)} MB`);
   return `: ${(bytes / 1e6).toFixed(2)} MB`;
 });
 check("require", () => `: ${node("-p", 'require("tokenloom").systemInfo().isa').trim()}`);
@@ -68,6 +75,8 @@ check("types of both", () => {
   for (const name of ["use.mts", "use.cts"]) writeFileSync(join(folder, name), source);
   node(join(root, "node_modules", "typescript", "bin", "tsc"), "--ignoreConfig", "--noEmit", "--strict", "--module", "nodenext", "--target", "es2022", "--lib", "es2023,esnext.disposable", "--types", "node", "use.mts", "use.cts");
 });
+check("publint", () => void tool("publint", "src/cli.js", "run", "--strict", "--pack", "false", installed));
+check("are the types wrong", () => void tool("@arethetypeswrong/cli", "dist/index.js", tarball, "--format", "table-flipped", "--no-color"));
 check("command line", () => `: ${node(join(installed, "dist/esm/cli/main.js"), "info", "--devices").split("\n")[0]}`);
 check("tiny model", () => {
   const text = node(join(installed, "dist/esm/cli/main.js"), "run", join(installed, "models", "tiny.gguf"), "Once upon a time", "--max-tokens", "8");
