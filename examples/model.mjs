@@ -29,3 +29,6 @@ export async function openModel() {
     bar.stop();
   }
 }
+
+/** An encoder: the one that TOKENLOOM_MODEL names, else `name`. */
+export const openEncoder = (name) => loadModel(process.env.TOKENLOOM_MODEL || name, { kind: "encoder" });

@@ -1,6 +1,8 @@
 import { readdirSync } from "node:fs";
 import { join } from "node:path";
 import t from "tap";
+import { encoderFolder, tinyBert } from "../support/encoders.js";
+import { scratch } from "../support/paths.js";
 import { root, runProgram, tiny } from "./program.js";
 
 const shown: Record<string, RegExp> = {
@@ -9,14 +11,18 @@ const shown: Record<string, RegExp> = {
   "abort.mjs": /\[left the loop: \d+ tokens/,
   "score.mjs": /tokens, perplexity \d/,
   "two-sessions.mjs": /caches left: 0 bytes/,
+  "search.mjs": /> Who mends[^]*\n-?\d\.\d{3} {2}/,
+  "picture.mjs": /all tokens: 10 of 10 tokens, a vector of 16, \d+ ms\nmerged: \d of 10 tokens/,
 };
+/** Examples of encoders, and the model each takes here. */
+const encoders: Record<string, (t: Parameters<typeof scratch>[0]) => string> = { "search.mjs": (t) => tinyBert(scratch(t)), "picture.mjs": () => join(encoderFolder, "dinov2") };
 
 const programs = readdirSync(join(root, "examples")).filter((name) => name.endsWith(".mjs") && name !== "model.mjs");
 t.same(programs.sort(), Object.keys(shown).sort(), "every example has a test");
 
 for (const name of programs) {
   t.test(name, async (t) => {
-    const { code, stdout, stderr } = await runProgram(`examples/${name}`, [], { env: { TOKENLOOM_MODEL: tiny } });
+    const { code, stdout, stderr } = await runProgram(`examples/${name}`, [], { env: { TOKENLOOM_MODEL: encoders[name]?.(t) ?? tiny } });
     t.equal(code, 0, stderr);
     t.equal(stderr, "");
     t.match(stdout, shown[name] ?? /^$/);
