@@ -71,8 +71,10 @@ void Work::onComplete(napi_env raw, napi_status status, void* data) {
     faultPoint("complete");
     if (!work->status_) value = work->result(env);
   } catch (const std::bad_alloc&) {
+    work->item = -1;
     work->status_ = {Code::memory, "run", "", "out of memory"};
   } catch (...) {
+    work->item = -1;
     work->status_ = {Code::internal, "run", "", "unexpected C++ exception"};
   }
   // An environment on its way out refuses JavaScript: then nobody waits for the promise any more.

@@ -1,4 +1,4 @@
-import { native } from "./native.js";
+import { callNative, native } from "./native.js";
 import { tensorCount } from "./tensor.js";
 
 /** Native bytes by owner, of this process. */
@@ -17,7 +17,7 @@ export interface MemoryUse {
 
 /** Who holds how many native bytes. */
 export function memory(): MemoryUse {
-  const { arena, weight, cache, scratch, handles } = native.memory();
+  const { arena, weight, cache, scratch, handles } = callNative(() => native.memory());
   return { arena, weights: weight, cache, scratch, tensors: tensorCount().bytes, handles };
 }
 
@@ -30,6 +30,6 @@ export interface SystemInfo {
 }
 
 export function systemInfo(): SystemInfo {
-  const { isa, available, cores } = native.info();
+  const { isa, available, cores } = callNative(() => native.info());
   return { isa, availableIsas: available, cores };
 }

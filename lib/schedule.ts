@@ -1,6 +1,6 @@
 import { checkOptionsObject, checkSignal } from "./check.js";
 import { AbortError, invalidArgument } from "./errors.js";
-import { fromNative, native } from "./native.js";
+import { callNative, fromNative, native } from "./native.js";
 
 export interface RunOptions {
   /** Aborts between two ops of a run: within milliseconds. */
@@ -44,7 +44,7 @@ function next(): void {
 let cores: number | undefined;
 
 export function threadCount(threads: number | undefined): number {
-  if (threads === undefined) return (cores ??= native.info().cores);
+  if (threads === undefined) return (cores ??= callNative(() => native.info()).cores);
   if (!Number.isInteger(threads) || threads < 1 || threads > 128) throw invalidArgument("threads", "an integer from 1 to 128", threads);
   return threads;
 }

@@ -45,7 +45,7 @@ export async function saveCache(path: string, cache: NativeHandle, saved: SavedC
     let offset = prefixBytes + header().length;
     for (const [i, { bytes }] of parts.entries()) {
       const data = i < saved.layers ? new Uint8Array(bytes) : new Uint8Array(statistics!.buffer, statistics!.byteOffset, bytes);
-      if (i < saved.layers) await translated(native.saveCacheLayer(cache, i, data));
+      if (i < saved.layers) await translated(() => native.saveCacheLayer(cache, i, data));
       parts[i] = { bytes, sha256: sha256(data) };
       await file.write(data, 0, bytes, offset);
       offset += bytes;
@@ -89,8 +89,8 @@ export async function loadCache<Owner extends CacheOwner>(path: string, make: (s
     };
     cache = make(saved);
     for (let layer = 0; layer < saved.layers; layer++) {
-      const at = offset, data = await part(layer);
-      await translated(native.loadCacheLayer(cache.handle, layer, data)).catch((error: unknown) => {
+      const at = offset, data = await part(layer), { handle } = cache;
+      await translated(() => native.loadCacheLayer(handle, layer, data)).catch((error: unknown) => {
         throw error instanceof Error && error.name === "ArgumentError" ? damaged(`layer ${layer} does not fit the header`, at) : error;
       });
     }
@@ -121,9 +121,10 @@ function parseHeader(bytes: Uint8Array, damaged: (what: string) => ModelFormatEr
   return { saved, parts, hasStatistics: statistics };
 }
 
-async function translated<T>(work: Promise<T>): Promise<T> {
+/** What a call throws at once and what it rejects with, as typed errors. */
+async function translated<T>(work: () => Promise<T>): Promise<T> {
   try {
-    return await work;
+    return await work();
   } catch (error) {
     throw fromNative(error);
   }

@@ -294,7 +294,7 @@ export async function loadModel(nameOrPath: string, options: LoadOptions = {}): 
   checkLoadOptions(options);
   const { signal, onProgress } = options;
   if (signal?.aborted) throw new AbortError(signal.reason);
-  const info = native.info();
+  const info = callNative(() => native.info());
   if (!info.requestedIsaIsValid) throw invalidArgument("TOKENLOOM_ISA", `one of ${info.available.join(", ")}`, process.env["TOKENLOOM_ISA"]);
   const path = await locateModel(nameOrPath, { signal, offline: options.offline, onProgress: onProgress && (({ loaded, total }) => onProgress({ stage: "fetch", loaded, total })) });
   const started = performance.now();

@@ -74,7 +74,7 @@ export class WeightLoader {
     this.path = file.path;
     // All at once, while there is little to collect: told weight by weight it collects garbage several times on the way.
     this.announced = [...file.tensors.values()].reduce((sum, { byteLength }) => sum + byteLength, 0);
-    native.announceMemory(this.announced);
+    callNative(() => native.announceMemory(this.announced));
   }
 
   private entry(name: string): TensorEntry {
@@ -240,7 +240,7 @@ export class WeightLoader {
   private arrived(bytes: number): void {
     const known = Math.min(bytes, this.announced);
     this.announced -= known;
-    native.announceMemory(-known);
+    callNative(() => native.announceMemory(-known));
   }
 
   private code(entry: TensorEntry): number {
