@@ -15,7 +15,7 @@ const at = (...parts) => join(root, ...parts);
 const readJson = (path) => JSON.parse(readFileSync(path, "utf8"));
 const rows = readJson(at("test", "faults", "rows.json"));
 const store = at("docs", "reliability.json");
-const results = existsSync(store) ? readJson(store) : {};
+let results = existsSync(store) ? readJson(store) : {};
 
 const names = process.argv.slice(2).filter((argument) => !argument.startsWith("--"));
 const scale = process.argv.includes("--small") ? "small" : "full";
@@ -42,6 +42,7 @@ function run(command, sharing) {
   const done = spawnSync(command[0] === "node" ? process.execPath : command[0], command.slice(1), { cwd: root, env, encoding: "utf8", maxBuffer: 1 << 28 });
   const passed = done.status === 0;
   if (!passed) process.stderr.write(`${done.stdout}${done.stderr}`);
+  if (existsSync(store)) results = readJson(store); // two may run beside each other
   for (const row of sharing) {
     const path = at("build", "faults", `${row.name}.json`), figures = existsSync(path) ? readJson(path).figures : row.figures && passed ? figuresFrom(row, done.stdout) : {};
     results[row.name] = { passed, scale, figures, seconds: Math.round((Date.now() - started) / 1000), date: new Date().toISOString().slice(0, 10), commit: commit(), machine: machine() };
@@ -53,7 +54,7 @@ function run(command, sharing) {
 /** Of commands that are no tests of ours: what a pattern finds in their output. */
 const figuresFrom = (row, text) => Object.fromEntries(Object.entries(row.figures).map(([name, pattern]) => [name, new RegExp(pattern, "m").exec(text)?.[1] ?? "?"]));
 
-const words = (name) => name.replace(/([a-z])([A-Z0-9])/g, "$1 $2").replace(/([A-Z])(?=[a-z])/g, (letter) => letter.toLowerCase()).replace(/-/g, " ");
+const words = (name) => name.replace(/-/g, " ").replace(/(MiB|KiB)$/, " $1").replace(/([a-z0-9])([A-Z])(?![A-Z]*B$)/g, (_, end, next) => `${end} ${next.toLowerCase()}`).replace(/ +/g, " ");
 const figuresText = (figures) => Object.entries(figures).map(([name, value]) => `${words(name)} ${typeof value === "number" ? value.toLocaleString("en-US") : value}`).join(", ");
 
 function table() {

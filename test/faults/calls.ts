@@ -12,13 +12,14 @@ const lengths = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 64, 65];
 const small = [1, 2, 3, 4, 5, 7, 8, 9, 17, 33];
 
 class Maker {
-  constructor(private readonly random: Random) {}
+  /** `empty`: how often a dim is 0. */
+  constructor(private readonly random: Random, private readonly empty: number) {}
 
   size(): number {
-    return this.random.pick(small);
+    return this.random.chance(this.empty) ? 0 : this.random.pick(small);
   }
   width(): number {
-    return this.random.pick(lengths);
+    return this.random.chance(this.empty) ? 0 : this.random.pick(lengths);
   }
   below(count: number): number {
     return this.random.below(count);
@@ -188,8 +189,8 @@ export const opNames = Object.keys(ops).sort();
 /** Those that no call is made up for here: a test fails where one is missing. */
 export const missingOps = opNames.filter((name) => !Object.hasOwn(makers, name));
 
-export function makeCall(name: string, random: Random): Call {
-  return { name, args: makers[name]!(new Maker(random)) };
+export function makeCall(name: string, random: Random, empty = 0): Call {
+  return { name, args: makers[name]!(new Maker(random, empty)) };
 }
 
 export function runCall({ name, args }: Call): Promise<unknown> {
