@@ -2,7 +2,7 @@
 import { copyFileSync, mkdtempSync, rmSync, truncateSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { loadModel, ModelFormatError } from "tokenloom";
+import { loadModel, TokenloomError } from "tokenloom";
 import { read } from "./sessions.js";
 import { Random } from "./support.js";
 
@@ -27,7 +27,7 @@ for (let trial = 0; trial < Number(process.argv[2]); trial++) {
     if (text !== right) throw new Error(`trial ${trial}: ${JSON.stringify(text)} instead of ${JSON.stringify(right)}`);
     counts.right++;
   } catch (error) {
-    if (!early || !(error instanceof ModelFormatError)) throw error;
+    if (!early || !(error instanceof TokenloomError)) throw error;
     counts.refused++;
   } finally {
     clearTimeout(timer);
