@@ -45,6 +45,29 @@ Napi::Value ops(const Napi::CallbackInfo& call) {
   return list;
 }
 
+Napi::Value cudaDevice(const Napi::CallbackInfo& call) {
+  Napi::Object result = Napi::Object::New(call.Env());
+  std::string why;
+  Device* device = Device::cuda(why);
+  result.Set("available", device != nullptr);
+  if (!device) {
+    result.Set("reason", why);
+    return result;
+  }
+  const DeviceInfo& info = device->info();
+  result.Set("name", info.name);
+  result.Set("computeCapability", std::to_string(info.major) + "." + std::to_string(info.minor));
+  result.Set("memoryBytes", double(info.memoryBytes));
+  result.Set("bytesHeld", double(device->bytesHeld()));
+  result.Set("bytesIn", double(device->bytesIn()));
+  result.Set("bytesOut", double(device->bytesOut()));
+  Napi::Array list = Napi::Array::New(call.Env());
+  for (int op = 0; op < int(Op::count); ++op)
+    if (device->has(Op(op))) list.Set(list.Length(), kOps[op].name);
+  result.Set("ops", list);
+  return result;
+}
+
 Napi::Value memory(const Napi::CallbackInfo& call) {
   Napi::Object result = Napi::Object::New(call.Env());
   const std::pair<const char*, Owner> owners[] = {
@@ -93,7 +116,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData<Environment>(environment);
   napi_add_env_cleanup_hook(env, [](void* data) { static_cast<Environment*>(data)->cancelAll(); }, environment);
   const std::pair<const char*, Napi::Value (*)(const Napi::CallbackInfo&)> functions[] = {
-      {"info", safe<info>}, {"ops", safe<ops>}, {"memory", safe<memory>}, {"trim", safe<trim>}, {"release", safe<release>}, {"failAllocation", safe<failNthAllocation>},
+      {"info", safe<info>}, {"ops", safe<ops>}, {"memory", safe<memory>}, {"cudaDevice", safe<cudaDevice>}, {"trim", safe<trim>}, {"release", safe<release>}, {"failAllocation", safe<failNthAllocation>},
 #if defined(TL_FAULTS)
       {"throwAt", throwAtPlace},
 #endif

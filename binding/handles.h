@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "../cpp/cache/kv.h"
+#include "../cpp/exec/device.h"
 #include "../cpp/exec/program.h"
 
 namespace tl::binding {
@@ -16,6 +17,7 @@ enum class Kind : int32_t { weight = 1, constant, program, pool, cache };
 struct Weight {
   static constexpr Kind kind = Kind::weight;
   PackedWeight packed;
+  Resident resident;
   int64_t bytes() const { return int64_t(packed.buffer.bytes()); }
 };
 
@@ -23,6 +25,7 @@ struct Constant {
   static constexpr Kind kind = Kind::constant;
   DType dtype;
   Buffer buffer;
+  Resident resident;
   int64_t bytes() const { return int64_t(buffer.bytes()); }
 };
 
@@ -30,6 +33,7 @@ struct ProgramObject {
   static constexpr Kind kind = Kind::program;
   Program program;
   std::vector<std::shared_ptr<void>> constants;  // what its views point into
+  std::vector<Resident*> residents;
   ProgramObject() { live().fetch_add(1); }
   ~ProgramObject() { live().fetch_sub(1); }
   static std::atomic<int64_t>& live() { static std::atomic<int64_t> count{0}; return count; }

@@ -16,6 +16,8 @@ class RunProgram : public Work {
   std::shared_ptr<Cache> cache;
   KvStep step;
   int threads = 1;
+  Device* device = nullptr;  // null: this processor
+  std::vector<Resident*> residents;  // of the bindings
   using Work::cancel;
 
  protected:
@@ -23,14 +25,12 @@ class RunProgram : public Work {
     ThreadPool& pool = ThreadPool::shared();
     ThreadPool::Turn turn(pool, threads);
     if (!turn.ok()) return {Code::memory, "run", "threads", "out of memory for scratch"};
-    std::byte* arena = SharedArena::ensure(program->program.arenaBytes());
-    if (!arena) return {Code::memory, "run", "arena", "out of memory for the arena", program->program.arenaBytes(), 0};
     if (cache) {
       TL_TRY(checkSizes());
       // All or nothing: the cache grows before the first op and counts the new tokens only after the last one.
       TL_TRY(cache->cache->reserve(step.newTokens));
     }
-    Status status = program->program.run({activeTable(), pool, symbols.data(), bindings.data(), scalars.data(), arena, cancel});
+    Status status = device ? runOnDevice() : runHere(pool);
     if (!cache) return status;
     if (!status) status = program->program.cache().kept >= 0 ? evict(pool) : commit();
     if (status) cache->cache->trim();  // the pages that the step was given
@@ -38,6 +38,16 @@ class RunProgram : public Work {
   }
 
  private:
+  Status runHere(ThreadPool& pool) {
+    std::byte* arena = SharedArena::ensure(program->program.arenaBytes());
+    if (!arena) return {Code::memory, "run", "arena", "out of memory for the arena", program->program.arenaBytes(), 0};
+    return program->program.run({activeTable(), pool, symbols.data(), bindings.data(), scalars.data(), arena, cancel});
+  }
+
+  Status runOnDevice() {
+    return device->run({program->program, bindings, program->residents, residents, cache ? &step : nullptr, symbols.data(), scalars.data(), cancel});
+  }
+
   const Operand& bound(int32_t binding) const { return bindings[size_t(binding)]; }
 
   Status checkSizes() const {
@@ -138,6 +148,8 @@ Napi::Value run(const Napi::CallbackInfo& info) {
         auto weight = arguments.object<Weight>(value, "bindings");
         if (!weight) break;
         work->bindings.push_back({DType::packed, &weight->packed, 0});
+        work->residents.resize(work->bindings.size());
+        work->residents.back() = &weight->resident;
         work->held.push_back(std::move(weight));
       } else {
         Operand operand = arguments.memory(value, "bindings");
@@ -148,6 +160,12 @@ Napi::Value run(const Napi::CallbackInfo& info) {
       }
     }
     if (arguments.ok() && (program.cache().binding >= 0) != bool(work->cache)) arguments.set("bindings", "the program needs a cache");
+    if (arguments.integer(info[6], "device", 0, 1) == 1) {
+      std::string why;
+      work->device = Device::cuda(why);
+      if (!work->device) arguments.set("device", "there is no CUDA device: see tokenloom info --devices");
+    }
+    work->residents.resize(work->bindings.size());
     if (!arguments.ok()) return arguments.fail();
     work->cancel = static_cast<int32_t*>(cancel.data);
     work->keep(info[5]);

@@ -226,9 +226,11 @@ Napi::Value createProgram(const Napi::CallbackInfo& info) {
         auto weight = arguments.object<Weight>(value, "constants");
         if (!weight) break;
         operands.push_back({DType::packed, &weight->packed, 0});
+        program->residents.push_back(&weight->resident);
         program->constants.push_back(std::move(weight));
       } else if (auto constant = arguments.object<Constant>(value, "constants")) {
         operands.push_back({constant->dtype, constant->buffer.as(), constant->bytes()});
+        program->residents.push_back(&constant->resident);
         program->constants.push_back(std::move(constant));
       }
     }

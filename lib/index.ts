@@ -32,6 +32,7 @@ export { verifyGreedy, verifySampled, type SampledVerification, type Verificatio
 export {
   AbortError, ArgumentError, BusyError, ContextOverflowError, DisposedError, ModelFormatError, NumericError, OutOfMemoryError, ShapeError, TokenloomError,
 } from "./errors.js";
+export type { DeviceName } from "./device.js";
 export type { ImageInput, Pixels } from "./encode/image.js";
 export { EncoderModel, type Encoding } from "./encode/model.js";
 export type { EncodeModelOptions } from "./encode/options.js";

@@ -1,4 +1,4 @@
-import { callNative, native } from "./native.js";
+import { callNative, native, type CudaDevice } from "./native.js";
 import { tensorCount } from "./tensor.js";
 
 /** Native bytes by owner, of this process. */
@@ -27,9 +27,11 @@ export interface SystemInfo {
   readonly availableIsas: readonly string[];
   /** Cores that this process may use. */
   readonly cores: number;
+  /** The CUDA device, or why there is none. */
+  readonly cuda: CudaDevice;
 }
 
 export function systemInfo(): SystemInfo {
   const { isa, available, cores } = callNative(() => native.info());
-  return { isa, availableIsas: available, cores };
+  return { isa, availableIsas: available, cores, get cuda() { return callNative(() => native.cudaDevice()); } }; // opened only for those who ask
 }

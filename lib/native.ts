@@ -56,10 +56,27 @@ export interface CacheStatistics {
   readonly lengths: Int32Array;
 }
 
+export type CudaDevice =
+  | { readonly available: false; readonly reason: string }
+  | {
+      readonly available: true;
+      readonly name: string;
+      readonly computeCapability: string;
+      readonly memoryBytes: number;
+      /** Bytes held on the device, and copied to it and from it so far. */
+      readonly bytesHeld: number;
+      readonly bytesIn: number;
+      readonly bytesOut: number;
+      /** Ops that have a twin. */
+      readonly ops: readonly string[];
+    };
+
 /** The whole native surface. Synchronous calls are short; promises run off the event loop. */
 export interface NativeAddon {
   info(): { isa: string; available: string[]; requestedIsaIsValid: boolean; cores: number; scratchBytes: number };
   ops(): NativeOp[];
+  /** The CUDA device, or why there is none. Opens its library at the first call. */
+  cudaDevice(): CudaDevice;
   memory(): { arena: number; weight: number; cache: number; scratch: number; tensor: number; handles: number };
   /** Gives the shared arena back to the system; it is made anew when needed. */
   trim(): void;
@@ -78,7 +95,7 @@ export interface NativeAddon {
   /** Copies `values` into native memory for use as a constant of programs. */
   createConstant(values: Bytes, dtype: number): NativeHandle;
   createProgram(words: Float64Array, constants: readonly NativeHandle[]): NativeHandle;
-  createPool(layers: number, kvHeads: number, headDim: number, element: number, byteLimit: number): NativeHandle;
+  createPool(layers: number, kvHeads: number, headDim: number, element: number, byteLimit: number, device: number): NativeHandle;
   createCache(pool: NativeHandle): NativeHandle;
   /** A cache of the first `tokens` tokens that shares their pages. */
   forkCache(cache: NativeHandle, tokens: number): NativeHandle;
@@ -107,6 +124,7 @@ export interface NativeAddon {
     scalars: Float64Array,
     threads: number,
     cancel: Int32Array,
+    device: number,
   ): Promise<void>;
 }
 

@@ -1,4 +1,5 @@
 import { checkOptionsObject, checkSignal } from "./check.js";
+import { deviceOf, type DeviceName } from "./device.js";
 import { AbortError, invalidArgument } from "./errors.js";
 import { callNative, fromNative, native } from "./native.js";
 
@@ -7,6 +8,8 @@ export interface RunOptions {
   readonly signal?: AbortSignal | undefined;
   /** Cores to use; by default all that this process may use. */
   readonly threads?: number | undefined;
+  /** Where the ops run; "cpu" unless the environment variable TOKENLOOM_DEVICE names another. */
+  readonly device?: DeviceName | undefined;
 }
 
 /**
@@ -51,10 +54,11 @@ export function threadCount(threads: number | undefined): number {
 
 /** The options of a run among those of an op; throws ArgumentError for wrong ones before anything is begun. */
 export function runOptions(options: RunOptions): RunOptions {
-  const { signal, threads } = checkOptionsObject(options);
+  const { signal, threads, device } = checkOptionsObject(options);
   checkSignal("options.signal", signal);
   threadCount(threads);
-  return { signal, threads };
+  if (device !== undefined) deviceOf(device);
+  return { signal, threads, device };
 }
 
 /** Runs one piece of native work in turn; `signal` reaches it also while it waits. */

@@ -8,7 +8,7 @@
 
 namespace tl {
 
-Status KvPool::create(const KvShape& shape, int64_t byteLimit, std::shared_ptr<KvPool>& pool) {
+Status KvPool::create(const KvShape& shape, int64_t byteLimit, std::shared_ptr<KvPool>& pool, PageMemory memory) {
   if (shape.layers < 1) return argumentError("kvPool", "layers", "expected at least 1", shape.layers);
   if (shape.kvHeads < 1) return argumentError("kvPool", "kvHeads", "expected at least 1", shape.kvHeads);
   if (shape.headDim < 1 || shape.headDim > (1 << 20)) return argumentError("kvPool", "headDim", "expected 1 … 1,048,576", shape.headDim);
@@ -17,7 +17,7 @@ Status KvPool::create(const KvShape& shape, int64_t byteLimit, std::shared_ptr<K
   int64_t heads;
   if (!checkedMulAdd(shape.layers, shape.kvHeads, 0, heads) || heads > (int64_t(1) << 24))
     return argumentError("kvPool", "layers", "too many layers and heads", shape.layers);
-  KvPool* made = new (std::nothrow) KvPool(shape, byteLimit);
+  KvPool* made = new (std::nothrow) KvPool(shape, byteLimit, memory);
   if (!made) return {Code::memory, "kvPool", "", "out of memory", 0, 0};
   try {
     pool.reset(made);  // deletes `made` where it throws
@@ -35,7 +35,7 @@ KvPage* KvPool::take(DType element, Status& status) {
     status = {Code::memory, "kvCache", "byteLimit", "the cache's byte limit is reached", byteLimit_, before + bytes};
     return nullptr;
   }
-  void* memory = allocateAligned(size_t(bytes), Owner::cache);
+  void* memory = memory_.allocate ? memory_.allocate(size_t(bytes)) : allocateAligned(size_t(bytes), Owner::cache);
   if (!memory) {
     held_.fetch_sub(bytes, std::memory_order_relaxed);
     status = {Code::memory, "kvCache", "", "out of memory for cache pages", bytes, 0};
@@ -52,7 +52,8 @@ void KvPool::release(KvPage* page) {
   if (page->references.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
   const int64_t bytes = layout(page->element).pageBytes();
   page->~KvPage();
-  releaseAligned(page, size_t(bytes), Owner::cache);
+  if (memory_.release) memory_.release(page, size_t(bytes));
+  else releaseAligned(page, size_t(bytes), Owner::cache);
   held_.fetch_sub(bytes, std::memory_order_relaxed);
 }
 

@@ -65,12 +65,18 @@ inline int64_t KvLayout::pageBytes() const { return int64_t(sizeof(KvPage)) + da
 void readToken(const KvPage& page, const KvLayout& layout, int64_t slot, float* key, float* value);
 void writeToken(KvPage& page, const KvLayout& layout, int64_t slot, const float* key, const float* value);
 
+// Where pages come from instead of the host's memory, for caches that a device uses.
+struct PageMemory {
+  void* (*allocate)(size_t bytes) = nullptr;
+  void (*release)(void* data, size_t bytes) = nullptr;
+};
+
 // Hands out pages up to a byte limit (0 = none). Thread safe. Fresh pages are zeroed: what an earlier session kept is never
 // readable. Freed pages go back to the system at once.
 class KvPool {
  public:
   // Errors: a dimension below 1, an element type that caches do not have, a page size that does not fit.
-  static Status create(const KvShape& shape, int64_t byteLimit, std::shared_ptr<KvPool>& pool);
+  static Status create(const KvShape& shape, int64_t byteLimit, std::shared_ptr<KvPool>& pool, PageMemory memory = {});
   ~KvPool() = default;
   KvPool(const KvPool&) = delete;
   KvPool& operator=(const KvPool&) = delete;
@@ -86,9 +92,10 @@ class KvPool {
   void release(KvPage* page);
 
  private:
-  KvPool(const KvShape& shape, int64_t byteLimit) : shape_(shape), byteLimit_(byteLimit) {}
+  KvPool(const KvShape& shape, int64_t byteLimit, PageMemory memory) : shape_(shape), byteLimit_(byteLimit), memory_(memory) {}
   const KvShape shape_;
   const int64_t byteLimit_;
+  const PageMemory memory_;
   std::atomic<int64_t> held_{0};
 };
 

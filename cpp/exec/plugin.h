@@ -55,7 +55,6 @@ struct DeviceInfo {
 
 // One stream and its scratch. All calls with one context come from one thread at a time.
 struct DeviceContext;
-
 using DeviceKernel = Status (*)(const void* args, DeviceContext& context);
 
 struct DevicePlugin {

@@ -90,6 +90,7 @@ Status Program::decode(const double* words, size_t count, std::vector<Operand> c
     if (!in.small(int(DType::f32), int(DType::cache), type)) return malformed(in, "binding");
     program.bindings_.push_back(DType(type));
   }
+  program.written_.assign(program.bindings_.size(), false);
   const auto isType = [&](int32_t binding, DType type) { return binding < 0 || (cache.binding >= 0 && program.bindings_[size_t(binding)] == type); };
   if (!isType(cache.binding, DType::cache) || !isType(cache.positions, DType::i32) || !isType(cache.path, DType::i32) || !isType(cache.count, DType::i32) || !isType(cache.kept, DType::u8))
     return malformed(in, "cache");
@@ -118,6 +119,7 @@ Status Program::decode(const double* words, size_t count, std::vector<Operand> c
                          : view.kind == ViewKind::binding  ? program.bindings_[size_t(view.index)] : view.dtype;
         if (held != view.dtype) return malformed(in, "view dtype");
         if (view.kind == ViewKind::arena && (view.dtype == DType::packed || view.dtype == DType::cache)) return malformed(in, "view dtype");
+        if (view.kind == ViewKind::binding && v >= countNames(kOps[op].inputs)) program.written_[size_t(view.index)] = true;
         for (int32_t d = 0; d < view.rank; ++d)
           if (!in.affine(program.symbols_, view.dims[d]) || !in.integer(0, kMost, view.strides[d])) return malformed(in, "dim");
       }
@@ -137,7 +139,7 @@ Status Program::decode(const double* words, size_t count, std::vector<Operand> c
   return in.left() == 0 ? Status{} : malformed(in, "end");
 }
 
-Status Program::resolve(const ViewPlan& plan, const Run& run, View& view) const {
+Status Program::resolve(const ViewPlan& plan, const Memory& run, View& view) const {
   view = View{};
   if (plan.kind == ViewKind::absent) return {};
   view.dtype = plan.dtype;
@@ -149,7 +151,7 @@ Status Program::resolve(const ViewPlan& plan, const Run& run, View& view) const 
     view.strides[i] = plan.strides[i];
   }
   if (!good) return {Code::shape, "program", "dim", "a size does not fit in 64 bits"};
-  const Operand* operand = plan.kind == ViewKind::constant ? &constants_[size_t(plan.index)]
+  const Operand* operand = plan.kind == ViewKind::constant ? &run.constants[plan.index]
                          : plan.kind == ViewKind::binding  ? &run.bindings[plan.index] : nullptr;
   if (operand && !operand->data && operand->dtype == DType::none) {  // a binding left out: an optional operand
     view = View{};
@@ -169,8 +171,7 @@ Status Program::resolve(const ViewPlan& plan, const Run& run, View& view) const 
   return {};
 }
 
-Status Program::run(const Run& run) const {
-  Context context{run.pool};
+template <typename Call> Status Program::runWith(const Memory& run, Call&& call) const {
   alignas(16) std::byte args[sizeof(View) * 32 + sizeof(double) * 48];
   for (const Instruction& instruction : instructions_) {
     if (run.cancel && __atomic_load_n(run.cancel, __ATOMIC_RELAXED) != 0) return {Code::cancelled, "program", "", "cancelled"};
@@ -183,10 +184,26 @@ Status Program::run(const Run& run) const {
       doubles[i] = plan.kind == ParameterPlan::Kind::number ? plan.value
                  : plan.kind == ParameterPlan::Kind::symbol ? double(run.symbols[plan.index]) : run.scalars[plan.index];
     }
-    TL_TRY(run.table.kernels[size_t(instruction.op)](args, context));
-    if (const Code thrown = run.pool.takeFailure(); thrown != Code::ok) return {thrown, info.name, "", "a thread's part failed"};
+    TL_TRY(call(instruction.op, args));
   }
   return {};
+}
+
+Status Program::run(const Run& run) const {
+  Context context{run.pool};
+  return runWith({constants_.data(), run.symbols, run.bindings, run.scalars, run.arena, run.cancel},
+                 [&](Op op, const void* args) -> Status {
+                   TL_TRY(run.table.kernels[size_t(op)](args, context));
+                   if (const Code thrown = run.pool.takeFailure(); thrown != Code::ok) return {thrown, kOps[size_t(op)].name, "", "a thread's part failed"};
+                   return {};
+                 });
+}
+
+Status Program::runOn(const DeviceRun& run) const {
+  for (const Instruction& instruction : instructions_)  // before anything is written
+    if (!run.kernels[size_t(instruction.op)]) return argumentError(kOps[size_t(instruction.op)].name, "device", "this op does not run on CUDA yet, see docs/devices.md");
+  return runWith({run.constants, run.symbols, run.bindings, run.scalars, run.arena, run.cancel},
+                 [&](Op op, const void* args) { return run.kernels[size_t(op)](args, *run.context); });
 }
 
 namespace {

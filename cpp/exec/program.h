@@ -23,6 +23,9 @@
 
 namespace tl {
 
+struct DeviceContext;
+using DeviceKernel = Status (*)(const void* args, DeviceContext& context);
+
 struct Affine {
   int32_t symbol = -1;
   int64_t multiply = 0, add = 0;
@@ -91,13 +94,39 @@ class Program {
   };
   Status run(const Run& run) const;
 
+  // The same with a device's kernels, over memory of that device; see device.h.
+  struct DeviceRun {
+    const DeviceKernel* kernels;  // [Op::count], null where an op has no twin
+    DeviceContext* context;
+    const Operand* constants;     // in place of the program's own
+    const int64_t* symbols;
+    const Operand* bindings;
+    const double* scalars;
+    std::byte* arena;
+    const int32_t* cancel;
+  };
+  Status runOn(const DeviceRun& run) const;
+  const std::vector<Operand>& constants() const { return constants_; }
+  // Whether an op has this binding among its outputs.
+  bool writes(int32_t binding) const { return written_[size_t(binding)]; }
+
  private:
-  Status resolve(const ViewPlan& plan, const Run& run, View& view) const;
+  struct Memory {
+    const Operand* constants;
+    const int64_t* symbols;
+    const Operand* bindings;
+    const double* scalars;
+    std::byte* arena;
+    const int32_t* cancel;
+  };
+  template <typename Call> Status runWith(const Memory& memory, Call&& call) const;
+  Status resolve(const ViewPlan& plan, const Memory& memory, View& view) const;
 
   int32_t symbols_ = 0, scalars_ = 0;
   CachePlan cache_;
   int64_t arenaBytes_ = 0;
   std::vector<DType> bindings_;
+  std::vector<bool> written_;
   std::vector<Operand> constants_;
   std::vector<Instruction> instructions_;
   std::vector<ViewPlan> views_;

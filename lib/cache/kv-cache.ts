@@ -1,3 +1,4 @@
+import { deviceCode, deviceOf } from "../device.js";
 import { ArgumentError, invalidArgument } from "../errors.js";
 import { compile, type CompiledGraph } from "../graph/compile.js";
 import { expectTensor } from "../graph/evaluate.js";
@@ -397,7 +398,7 @@ function checkShape(options: KvCacheOptions): KvCacheShape {
 }
 
 function createHandle({ layers, kvHeads, headDim, type }: KvCacheShape, byteLimit: number): NativeHandle {
-  const pool = callNative(() => native.createPool(layers, kvHeads, headDim, dtypeCode[cacheTypes[type]], byteLimit));
+  const pool = callNative(() => native.createPool(layers, kvHeads, headDim, dtypeCode[cacheTypes[type]], byteLimit, deviceCode[deviceOf(undefined)]));
   try {
     return callNative(() => native.createCache(pool));
   } finally {

@@ -5,6 +5,7 @@ import type { ModelFile } from "../models/file.js";
 import { openModel as openModelFile } from "../models/open.js";
 import { chatTemplateOf } from "../tokenizer/template.js";
 import { createTokenizer } from "../tokenizer/tokenizer.js";
+import type { SystemInfo } from "../memory.js";
 import { openLibrary, type CommonOptions } from "./library.js";
 import { formatBytes, interruptSignal, printJson, ProgressBar, table, write } from "./terminal.js";
 
@@ -26,10 +27,10 @@ export async function info(name: string | undefined, flags: InfoFlags): Promise<
   await write(process.stdout, render(described));
 }
 
-async function printDevices({ isa, availableIsas, cores }: { isa: string; availableIsas: readonly string[]; cores: number }, flags: InfoFlags): Promise<void> {
-  const devices = { cpu: { isa, availableIsas, cores }, cuda: "not built" };
-  if (flags.json) return printJson(devices);
-  await write(process.stdout, `cpu   ${isa} in use (available: ${availableIsas.join(", ")}), ${cores} cores\ncuda  not built\n`);
+async function printDevices({ isa, availableIsas, cores, cuda }: SystemInfo, flags: InfoFlags): Promise<void> {
+  if (flags.json) return printJson({ cpu: { isa, availableIsas, cores }, cuda });
+  const gpu = cuda.available ? `${cuda.name}, compute capability ${cuda.computeCapability}, ${formatBytes(cuda.memoryBytes)}; ${cuda.ops.length} ops` : `off: ${cuda.reason}`;
+  await write(process.stdout, `cpu   ${isa} in use (available: ${availableIsas.join(", ")}), ${cores} cores\ncuda  ${gpu}\n`);
 }
 
 interface TensorGroup {

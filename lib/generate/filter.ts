@@ -1,3 +1,4 @@
+import { deviceCode, deviceOf } from "../device.js";
 import type { PromptFilter } from "../cache/gemfilter.js";
 import { callNative, dtypeCode, native } from "../native.js";
 import { cacheTypes } from "../cache/types.js";
@@ -13,7 +14,7 @@ export async function filterPrompt(model: LanguageModel, filter: PromptFilter, p
   const budget = filter.budget(prompt.length);
   if (prompt.length <= budget) return prompt;
   const { kvHeads, headDim } = model.config, graph = await model.graphs.filter(filter);
-  const pool = callNative(() => native.createPool(filter.layer + 1, kvHeads, headDim, dtypeCode[cacheTypes[model.cacheType]], 0));
+  const pool = callNative(() => native.createPool(filter.layer + 1, kvHeads, headDim, dtypeCode[cacheTypes[model.cacheType]], 0, deviceCode[deviceOf(undefined)]));
   const cache = callNative(() => native.createCache(pool));
   try {
     const kept = new Uint8Array(prompt.length);

@@ -1,3 +1,4 @@
+import { deviceCode, deviceOf } from "../device.js";
 import { basename } from "node:path";
 import { Eviction } from "../cache/eviction.js";
 import { cacheTypes, type CacheType } from "../cache/types.js";
@@ -121,7 +122,7 @@ export class LanguageModel implements Disposable {
     this.loader = loader;
     this.graphs = graphs;
     this.cacheType = options.cacheType ?? "f16";
-    this.pool = callNative(() => native.createPool(config.layers.length, config.kvHeads, config.headDim, dtypeCode[cacheTypes[this.cacheType]], options.cacheBytes ?? 0));
+    this.pool = callNative(() => native.createPool(config.layers.length, config.kvHeads, config.headDim, dtypeCode[cacheTypes[this.cacheType]], options.cacheBytes ?? 0, deviceCode[deviceOf(undefined)]));
   }
   private readonly loader: WeightLoader;
   /** One a policy, for as long as that is in use: servers make a policy for each session. */

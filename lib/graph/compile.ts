@@ -1,3 +1,4 @@
+import { deviceCode, deviceOf } from "../device.js";
 import { ArgumentError, invalidArgument, ShapeError } from "../errors.js";
 import { callNative, dtypeCode, native, type Bytes, type NativeHandle } from "../native.js";
 import { NativeResource } from "../resource.js";
@@ -147,7 +148,8 @@ export class CompiledGraph extends NativeResource {
       return value;
     });
     const { handle } = this; // taken now: a dispose() that comes while this run waits for its turn must not stop it
-    return this.during(() => schedule((threads, cancel) => native.run(handle, symbols, bindings, scalars, threads, cancel), options));
+    const device = deviceCode[deviceOf(options.device)];
+    return this.during(() => schedule((threads, cancel) => native.run(handle, symbols, bindings, scalars, threads, cancel, device), options));
   }
 
   private symbolValue(symbol: Symbolic, value: number | undefined): number {

@@ -17,7 +17,7 @@ function mapTensors(options: unknown, path: string, replace: (tensor: Tensor, pa
 
 /**
  * The form of a graph op that takes tensors and returns tensors: `required` operands, then options which may hold more
- * tensors. Runs off the event loop; `signal` and `threads` are among the options.
+ * tensors. Runs off the event loop; `signal`, `threads` and `device` are among the options.
  */
 export async function run<Name extends string>(
   op: string,
@@ -25,7 +25,7 @@ export async function run<Name extends string>(
   options: object,
   build: (operands: Record<string, Value>, options: object) => Record<Name, Value>,
 ): Promise<Results<Name>> {
-  const given = runOptions(options), { signal: _signal, threads: _threads, ...rest } = options as RunOptions;
+  const given = runOptions(options), { signal: _signal, threads: _threads, device: _device, ...rest } = options as RunOptions;
   const inputs: Record<string, Tensor> = {};
   for (const [name, value] of Object.entries(required)) inputs[name] = expectTensor(name, value);
   const shape = mapTensors(rest, "", (tensor, path) => {
