@@ -5,6 +5,12 @@ namespace tl::cuda {
 
 DeviceContext* createContext() {
   auto* context = new DeviceContext();
+  context->problems = static_cast<int*>(allocate(sizeof(int) * size_t(Problems::count), DeviceMemory::pinned));
+  if (!context->problems) {
+    delete context;
+    return nullptr;
+  }
+  for (int i = 0; i < int(Problems::count); ++i) context->problems[i] = 0;
 #if defined(__CUDACC__)
   if (cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking) != cudaSuccess) {
     (void)cudaGetLastError();
@@ -36,7 +42,13 @@ Status copyIn(DeviceContext& context, void* to, const void* from, size_t bytes) 
 Status copyOut(DeviceContext& context, void* to, const void* from, size_t bytes) {
   return fromRuntime("copy", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, context.stream));
 }
-Status synchronize(DeviceContext& context) { return fromRuntime("synchronize", cudaStreamSynchronize(context.stream)); }
+Status synchronize(DeviceContext& context) {
+  TL_TRY(fromRuntime("synchronize", cudaStreamSynchronize(context.stream)));
+  const bool index = context.problems[int(Problems::index)], number = context.problems[int(Problems::notANumber)];
+  for (int i = 0; i < int(Problems::count); ++i) context.problems[i] = 0;
+  if (index) return argumentError("cuda", "index", "has a number outside its table");
+  return number ? Status{Code::numeric, "cuda", "logits", "has NaN or no finite largest element"} : Status{};
+}
 
 }  // namespace tl::cuda
 
@@ -66,6 +78,7 @@ Status DeviceContext::upload(const char* op, const void* from, size_t bytes, voi
 }
 
 DeviceContext::~DeviceContext() {
+  cuda::release(problems, DeviceMemory::pinned);
   for (const Block& block : blocks_) cuda::release(block.data, DeviceMemory::device);
 #if defined(__CUDACC__)
   if (stream) (void)cudaStreamDestroy(stream);

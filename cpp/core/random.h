@@ -7,7 +7,7 @@ namespace tl {
 
 struct Random4 { uint32_t word[4]; };
 
-inline Random4 philox(uint64_t seed, uint64_t stream, uint64_t position) {
+constexpr Random4 philox(uint64_t seed, uint64_t stream, uint64_t position) {
   uint32_t c[4] = {uint32_t(position), uint32_t(position >> 32), uint32_t(stream), uint32_t(stream >> 32)};
   uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
   for (int round = 0; round < 10; ++round) {
@@ -21,7 +21,7 @@ inline Random4 philox(uint64_t seed, uint64_t stream, uint64_t position) {
 }
 
 // Uniform in [0, 1), 53 bits.
-inline double uniform(uint64_t seed, uint64_t stream, uint64_t position) {
+constexpr double uniform(uint64_t seed, uint64_t stream, uint64_t position) {
   const Random4 r = philox(seed, stream, position);
   return double(((uint64_t(r.word[0]) << 32 | r.word[1]) >> 11)) * 0x1.0p-53;
 }

@@ -24,6 +24,8 @@ struct DeviceContext {
   template <typename T> Status upload(const char* op, const std::vector<T>& from, const T** out) {
     return upload(op, from.data(), from.size() * sizeof(T), const_cast<void**>(reinterpret_cast<const void**>(out)));
   }
+  // Where a kernel says what the host could not check before: host memory that the device writes, read by synchronize().
+  int* problems = nullptr;
   void beginOp() { block_ = 0, used_ = 0; }
   ~DeviceContext();
 
@@ -37,6 +39,9 @@ struct DeviceContext {
 };
 
 namespace cuda {
+// Kernels report by reportProblem(); the first by number wins.
+enum class Problems : int { index = 0, notANumber, count };
+
 inline Status fromRuntime(const char* op, cudaError_t error) {
   if (error == cudaSuccess) return {};
   (void)cudaGetLastError();

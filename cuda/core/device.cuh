@@ -249,6 +249,15 @@ __device__ inline void storeElement(void* data, DType type, int64_t index, float
   }
 }
 
+// Sets a mark that the host reads once the stream is done.
+__device__ inline void reportProblem(int* problems, Problems problem) { atomicOr(problems + int(problem), 1); }
+// An index that is within [0, limit), or 0 and a mark.
+__device__ inline int64_t checkedIndex(int64_t index, int64_t limit, int* problems) {
+  if (index >= 0 && index < limit) return index;
+  reportProblem(problems, Problems::index);
+  return 0;
+}
+
 // ---- Launches. A grid of nothing is no launch.
 constexpr size_t kPlainSharedBytes = size_t(48) << 10;  // more has to be asked for
 

@@ -111,6 +111,8 @@ inline int __clz(int v) { return v == 0 ? 32 : __builtin_clz(unsigned(v)); }
 inline int __float2int_rn(float v) { return int(std::nearbyint(v)); }
 inline int atomicAdd(int* to, int value) { return __atomic_fetch_add(to, value, __ATOMIC_RELAXED); }
 inline unsigned atomicAdd(unsigned* to, unsigned value) { return __atomic_fetch_add(to, value, __ATOMIC_RELAXED); }
+inline unsigned long long atomicAdd(unsigned long long* to, unsigned long long value) { return __atomic_fetch_add(to, value, __ATOMIC_RELAXED); }
+inline int atomicExch(int* to, int value) { return __atomic_exchange_n(to, value, __ATOMIC_RELAXED); }
 inline int atomicOr(int* to, int value) { return __atomic_fetch_or(to, value, __ATOMIC_RELAXED); }
 inline int atomicMax(int* to, int value) {
   int old = __atomic_load_n(to, __ATOMIC_RELAXED);
