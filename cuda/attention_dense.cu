@@ -58,12 +58,12 @@ Status openBlockTable(const AttentionArgs& args, Problem& p) {
   source.values = {args.value.as<std::byte>(), args.value.dtype, 0, 0, args.value.strides[1]};
   source.keyPage = args.key.strides[0];
   source.valuePage = args.value.strides[0];
-  source.pageSize = args.key.dims[1];
+  source.pageSize = int32_t(args.key.dims[1]);
   source.pageCount = int32_t(args.key.dims[0]);
   source.table = args.blockTable.as<int32_t>();
   source.tableBatch = args.blockTable.strides[0];
   source.tableHead = args.blockTable.strides[1];
-  p.keys = int32_t(std::min<int64_t>(args.blockTable.dims[2] * source.pageSize, 0x7ffffff0));
+  p.keys = int32_t(std::min<int64_t>(args.blockTable.dims[2] * int64_t(source.pageSize), 0x7ffffff0));
   p.lengths = args.lengths.as<int32_t>();
   p.lengthsBatch = args.lengths.strides[0];
   return {};

@@ -28,7 +28,7 @@ template <typename T, int kDim, Part part> __device__ __forceinline__ void fetch
   }
 }
 
-template <typename T, int kDim, bool general> __global__ void __launch_bounds__(kTensorThreads) attendTensor(Problem p, bool aligned) {
+template <typename T, int kDim, bool general> __global__ void __launch_bounds__(kTensorThreads) attendTensor(const __grid_constant__ Problem p, bool aligned) {
   constexpr int kStride = tensorStride(kDim), kSteps = kDim / 16, kBlocks = kTensorKeys / 8, kOut = kDim / 8;
   Shared shared;
   T* queries = shared.take<T>(kTensorRows * kStride);
@@ -98,7 +98,9 @@ template <typename T, int kDim, bool general> __global__ void __launch_bounds__(
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float x;
-        const bool sees = score<general>(p, u, rows[i / 2], key + n * 8 + column + i % 2, s[n][i], x);
+        bool sees;
+        if constexpr (general) sees = scoreByCall(p, u, rows[i / 2], key + n * 8 + column + i % 2, s[n][i], x);
+        else sees = score<false>(p, u, rows[i / 2], key + n * 8 + column + i % 2, s[n][i], x);
         s[n][i] = x;
         seen |= unsigned(sees) << (n * 4 + i);
         top[i / 2] = max(top[i / 2], x);

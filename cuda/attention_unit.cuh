@@ -28,7 +28,8 @@ struct Source {
   Strided keyScale, valueScale;  // f32; minima are laid out alike
   const float *keyMinimum = nullptr, *valueMinimum = nullptr;
   const int32_t* table = nullptr;  // of a block table: [batch, kvHeads, pages a head]
-  int64_t tableBatch = 0, tableHead = 0, pageSize = 1, keyPage = 0, valuePage = 0;
+  int32_t pageSize = 1;
+  int64_t tableBatch = 0, tableHead = 0, keyPage = 0, valuePage = 0;
   int32_t pageCount = 0;  // pages that there are: numbers in device memory cannot be checked before, so they are held within
   const KvPage* const* pages = nullptr;  // of the engine's cache: [kvHeads, pagesHead]
   int64_t pagesHead = 0;
@@ -185,6 +186,9 @@ template <bool general> __device__ __forceinline__ bool score(const Problem& p, 
   s = seen ? s * kLog2E : -TL_INFINITY;
   return seen;
 }
+
+// The general score as a call: the tensor-core loop forms 32 of them in a row, which would be 32 copies of it.
+__device__ TL_CALL inline bool scoreByCall(const Problem& p, const Unit& u, const Row& row, int32_t key, float dot, float& s) { return score<true>(p, u, row, key, dot, s); }
 
 // Keys that rows first … last of a tile may see: [from, to) and, before it, [0, sinks). What lies between is skipped.
 struct KeyRange {

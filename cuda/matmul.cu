@@ -112,14 +112,14 @@ template <int kParts> __global__ void __launch_bounds__(kThreads) multiplyMany(M
     for (int i = int(threadIdx.x); i < kRows * kStep * 8; i += kThreads) {
       const int r = i % kRows, v = i / kRows % 8, b = i / (kRows * 8);
       const bool there = b < count && firstRow + r < w.rows;
-      const std::byte* block = w.group((firstRow + (there ? r : 0)) / w.groupRows) + (first + (there ? b : 0)) * w.blockBytes;
-      *reinterpret_cast<uint32_t*>(ws + r * kByteStride + b * 32 + v * 4) = there ? w.columnsOf(block, v, int((firstRow + r) % w.groupRows)) : 0;
+      const std::byte* block = w.group(int(firstRow + (there ? r : 0)) / w.groupRows) + (first + (there ? b : 0)) * w.blockBytes;
+      *reinterpret_cast<uint32_t*>(ws + r * kByteStride + b * 32 + v * 4) = there ? w.columnsOf(block, v, int(firstRow + r) % w.groupRows) : 0;
     }
     for (int i = int(threadIdx.x); i < kRows * kStep * kParts; i += kThreads) {
       const int r = i % kRows, part = i / kRows % kParts, b = i / (kRows * kParts);
       const bool there = b < count && firstRow + r < w.rows;
-      const std::byte* block = w.group((firstRow + (there ? r : 0)) / w.groupRows) + (first + (there ? b : 0)) * w.blockBytes;
-      const int at = int((firstRow + r) % w.groupRows);
+      const std::byte* block = w.group(int(firstRow + (there ? r : 0)) / w.groupRows) + (first + (there ? b : 0)) * w.blockBytes;
+      const int at = int(firstRow + r) % w.groupRows;
       wScale[(b * kParts + part) * kRows + r] = there ? w.scale(block, part, at) : 0.0f;
       wMinimum[(b * kParts + part) * kRows + r] = there ? w.minimum(block, part, at) : 0.0f;
     }

@@ -39,8 +39,8 @@ template <typename T, int kTiles> __global__ void __launch_bounds__(kThreads) mu
     for (int i = int(threadIdx.x); i < kColumns * kRows; i += kThreads) {
       const int c = i / kRows, r = i % kRows;
       const bool there = firstRow + r < w.rows && first + c < w.columns;
-      const auto* group = reinterpret_cast<const T*>(w.group((firstRow + (there ? r : 0)) / w.groupRows));
-      ws[c * kWStride + r] = there ? group[(first + c) * w.groupRows + (firstRow + r) % w.groupRows] : T{0};
+      const auto* group = reinterpret_cast<const T*>(w.group(int(firstRow + (there ? r : 0)) / w.groupRows));
+      ws[c * kWStride + r] = there ? group[(first + c) * w.groupRows + int(firstRow + r) % w.groupRows] : T{0};
     }
     __syncthreads();
 #pragma unroll

@@ -70,15 +70,16 @@ template <typename Key> __device__ Cut cutAtCount(int64_t n, int64_t k, CutScrat
   return cutAt(n, static_cast<unsigned long long>(k), scratch, key, [](int64_t) { return 1ull; });
 }
 
-// Calls take(i) for each kept element, by one thread each; equal ones by lowest index, found a block of elements at a time.
+// Calls take(i) for each kept element that competes, by one thread each; equal ones by lowest index, found a block of elements at a time.
 // counts: kSelectThreads / 32 + 1 numbers of shared memory.
-template <typename Key, typename Take> __device__ void forKept(int64_t n, Cut cut, int* counts, Key key, Take take) {
+template <typename Key, typename Take, typename Competes> __device__ void forKept(int64_t n, Cut cut, int* counts, Key key, Take take, Competes competes) {
   const int lane = laneIndex(), warp = warpIndex(), warps = int(blockDim.x) / kWarp;
   unsigned long long seen = 0;
   for (int64_t first = 0; first < n; first += blockDim.x) {
     const int64_t i = first + threadIdx.x;
-    const uint32_t k = i < n ? key(i) : 0;
-    const bool equal = i < n && k == cut.key;
+    const bool in = i < n && competes(i);
+    const uint32_t k = in ? key(i) : 0;
+    const bool equal = in && k == cut.key;
     const unsigned votes = ballot(equal);
     if (lane == 0) counts[warp] = __popc(votes);
     __syncthreads();
@@ -87,9 +88,12 @@ template <typename Key, typename Take> __device__ void forKept(int64_t n, Cut cu
       if (w < warp) before += static_cast<unsigned>(counts[w]);
       seen += static_cast<unsigned>(counts[w]);
     }
-    if (i < n && (k > cut.key || (equal && before < cut.equal))) take(i);
+    if (in && (k > cut.key || (equal && before < cut.equal))) take(i);
     __syncthreads();
   }
+}
+template <typename Key, typename Take> __device__ void forKept(int64_t n, Cut cut, int* counts, Key key, Take take) {
+  forKept(n, cut, counts, key, take, [](int64_t) { return true; });
 }
 
 // Key and index as one number that falls with the index: equal keys come in order of index.
@@ -131,6 +135,34 @@ template <typename Key> __device__ void selectLargest(int64_t n, int k, SelectSc
   __syncthreads();
   forKept(n, cut, scratch->counts, key, [&](int64_t i) { scratch->items[atomicAdd(&scratch->used, 1)] = candidate(key(i), uint32_t(i)); });
   sortFalling(scratch->items, k);
+}
+
+// Marks the best `count` of those that compete; index i of n has key(i), mark(i) notes it.
+template <typename Key, typename Competes, typename Mark> __device__ void keepBest(int64_t n, int64_t count, SelectScratch* scratch, Key key, Competes competes, Mark mark) {
+  if (count <= 0) return;
+  const Cut cut = cutAt(n, static_cast<unsigned long long>(count), &scratch->cut, key, [&](int64_t i) { return competes(i) ? 1ull : 0ull; });
+  forKept(n, cut, scratch->counts, key, mark, competes);
+}
+
+// Calls visit(i, flagged, flagged ones before i) for all i, and answers how many are flagged. counts as in forKept.
+template <typename Flag, typename Visit> __device__ int64_t scanFlags(int64_t n, int* counts, Flag flag, Visit visit) {
+  const int lane = laneIndex(), warp = warpIndex(), warps = int(blockDim.x) / kWarp;
+  int64_t seen = 0;
+  for (int64_t first = 0; first < n; first += blockDim.x) {
+    const int64_t i = first + threadIdx.x;
+    const bool flagged = i < n && flag(i);
+    const unsigned votes = ballot(flagged);
+    if (lane == 0) counts[warp] = __popc(votes);
+    __syncthreads();
+    int64_t before = seen + __popc(votes & ((1u << lane) - 1));
+    for (int w = 0; w < warps; ++w) {
+      if (w < warp) before += counts[w];
+      seen += counts[w];
+    }
+    __syncthreads();
+    if (i < n) visit(i, flagged, before);
+  }
+  return seen;
 }
 
 // Σ exp(x − shift) in f64 by every thread, in a fixed order. scratch: kWarp + 1 doubles of shared memory.

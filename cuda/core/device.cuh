@@ -21,6 +21,9 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 struct Site {};
 #define TL_SITE ::tl::cuda::Site = {}
 #define TL_AT ::tl::cuda::Site{}
+#define TL_CALL __noinline__
+#else
+#define TL_CALL __attribute__((noinline))
 #endif
 
 __device__ inline int laneIndex() { return int(threadIdx.x) % kWarp; }

@@ -1,0 +1,70 @@
+// What kernels over cached tokens share: one layer's pages and lengths, rows of scores, writing a token into its page.
+#pragma once
+#include "attention_source.cuh"
+#include "cache_layer.cuh"
+#include "core/rows.cuh"
+
+namespace tl::cuda {
+
+constexpr int kCacheThreads = 128;
+
+// A layer on the device. Lengths count the step's own tokens.
+struct Pages {
+  KvPage* const* pages;
+  int64_t pagesHead;
+  const int32_t* lengths;
+  int64_t dim;
+  int32_t layer, kvHeads;
+  __device__ KvPage* page(int32_t head, int64_t token) const { return pages[head * pagesHead + token / kPageTokens]; }
+  __device__ float key(int32_t head, int64_t token, int d) const { return pageElement<Part::keys>(page(head, token), dim, int(token % kPageTokens), d); }
+  __device__ float value(int32_t head, int64_t token, int d) const { return pageElement<Part::values>(page(head, token), dim, int(token % kPageTokens), d); }
+  __device__ int32_t position(int32_t head, int64_t token) const { return page(head, token)->positions[token % kPageTokens]; }
+};
+
+inline Status openPages(const char* op, const View& view, double number, DeviceContext& context, CacheLayer& layer, Pages& pages) {
+  TL_TRY(openLayer(op, view, number, layer));
+  TL_TRY(uploadLayer(op, layer, context));
+  pages = {layer.pages, layer.pagesHead, layer.lengths, layer.cache->shape.headDim, layer.layer, layer.cache->shape.kvHeads};
+  return {};
+}
+
+// f32 [kvHeads · group, longest or more]; what lies behind a head's tokens is −inf.
+inline Status openScores(const char* op, const View& view, const CacheLayer& layer, int64_t rows, Rows& out) {
+  TL_TRY(floatRows(op, "out", view, out));
+  if (out.rows != rows) return shapeError(op, "out", "has another number of rows than expected", rows, out.rows);
+  if (out.width < layer.mostKeys) return shapeError(op, "out", "is too short for the longest head", layer.mostKeys, out.width);
+  return {};
+}
+
+inline dim3 tokenGrid(int64_t width, int64_t rows) { return dim3(unsigned(ceilDiv(width, kCacheThreads)), unsigned(rows)); }
+
+// Key or value x(d) of one token into its page, by a whole warp.
+template <Part part, typename X> __device__ inline void writeToken(KvPage* page, int64_t dim, int slot, X x) {
+  const PageLayout layout{page->element, dim};
+  std::byte* base = const_cast<std::byte*>(pageData(page));
+  auto* scales = reinterpret_cast<float*>(base + 2 * layout.half()) + (part == Part::values ? layout.halfScales() : 0);
+  if (part == Part::values) base += layout.half();
+  const int lane = laneIndex();
+  const auto at = [&](int64_t d) { return part == Part::keys ? d * kPageTokens + slot : slot * dim + d; };
+  if (layout.element == DType::i8) {
+    float largest = 0;
+    for (int64_t d = lane; d < dim; d += kWarp) largest = max(largest, fabsf(x(d)));
+    const float scale = warpMax(largest) / 127;
+    for (int64_t d = lane; d < dim; d += kWarp) reinterpret_cast<int8_t*>(base)[at(d)] = int8_t(scale > 0 ? __float2int_rn(x(d) / scale) : 0);
+    if (lane == 0) scales[slot] = scale;
+  } else if (layout.element == DType::i4) {
+    const int64_t groups = layout.groups(), bytes = (dim + 1) / 2;
+    for (int64_t group = 0; group < groups; ++group) {
+      const int64_t d = group * kPageGroup + lane;
+      const float value = x(d < dim ? d : group * kPageGroup), largest = warpMax(value), minimum = -warpMax(-value), scale = (largest - minimum) / 15;
+      const int q = d < dim && scale > 0 ? __float2int_rn((value - minimum) / scale) : 0, next = shuffleXor(q, 1);
+      if (lane % 2 == 0 && d < dim) reinterpret_cast<uint8_t*>(base)[part == Part::keys ? d / 2 * kPageTokens + slot : slot * bytes + d / 2] = uint8_t(q | next << 4);
+      const int64_t where = part == Part::keys ? group * kPageTokens + slot : slot * groups + group;
+      if (lane == 0) scales[where] = scale, scales[kPageTokens * groups + where] = minimum;
+    }
+  } else {
+    for (int64_t d = lane; d < dim; d += kWarp) storeElement(base, layout.element, at(d), x(d));
+  }
+}
+
+}  // namespace tl::cuda
