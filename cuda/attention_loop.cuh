@@ -136,19 +136,13 @@ __global__ void __launch_bounds__(kLoopThreads) mergeSplits(Problem p) {
   const float* from = p.partial + (int64_t(blockIdx.y) * p.splits * p.mostRows + blockIdx.x) * (p.valueDim + 2);
   float top = -TL_INFINITY, total = 0;
   for (int i = 0; i < p.splits; ++i) top = max(top, from[i * step + p.valueDim]);
-  for (int i = 0; i < p.splits; ++i) {
-    const float part = from[i * step + p.valueDim];
-    if (part != -TL_INFINITY) total += from[i * step + p.valueDim + 1] * exp2Fast(part - top);
-  }
+  for (int i = 0; i < p.splits; ++i) total += from[i * step + p.valueDim + 1] * shareOf(from[i * step + p.valueDim], from[i * step + p.valueDim + 1], top);
   float maximum = top;
   const float factor = closeRow(p, row.head, maximum, total);
   const int64_t at = p.out.at(u.batch, row.head, u.firstQuery + row.query);
   for (int d = int(threadIdx.x); d < p.valueDim; d += int(blockDim.x)) {
     float sum = 0;
-    for (int i = 0; i < p.splits; ++i) {
-      const float part = from[i * step + p.valueDim];
-      if (part != -TL_INFINITY) sum = fmaf(from[i * step + d], exp2Fast(part - top), sum);
-    }
+    for (int i = 0; i < p.splits; ++i) sum = fmaf(from[i * step + d], shareOf(from[i * step + p.valueDim], from[i * step + p.valueDim + 1], top), sum);
     storeElement(p.out.data, p.out.dtype, at + d, factor == 0 ? 0.0f : sum * factor);
   }
   if (threadIdx.x == 0 && p.logSumExp.data)

@@ -207,7 +207,11 @@ __device__ inline KeyRange keyRange(const Problem& p, const Unit& u, int32_t fir
 
 // The running softmax of one row, scores in powers of two.
 __device__ __forceinline__ float correction(float before, float after) { return after == -TL_INFINITY ? 1.0f : exp2Fast(before - after); }
-__device__ __forceinline__ float weight(bool seen, float s, float maximum) { return seen && maximum != -TL_INFINITY ? exp2Fast(s - maximum) : 0.0f; }
+__device__ __forceinline__ float weight(bool seen, float s, float maximum) {  // a score that is no number makes its row one
+  return seen && (maximum != -TL_INFINITY || s != s) ? exp2Fast(s - maximum) : 0.0f;
+}
+// What a part's sums are multiplied with; a part that saw nothing adds 0, one without a number stays so.
+__device__ __forceinline__ float shareOf(float partMaximum, float partSum, float maximum) { return partMaximum == -TL_INFINITY ? 0.0f * partSum : exp2Fast(partMaximum - maximum); }
 
 // What joins the denominator besides keys: an attention sink's logit, or 0. Answers the factor of the values.
 __device__ inline float closeRow(const Problem& p, int32_t head, float& maximum, float& sum) {

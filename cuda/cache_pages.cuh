@@ -36,6 +36,24 @@ inline Status openScores(const char* op, const View& view, const CacheLayer& lay
   return {};
 }
 
+// The scores kept beside the tokens are the host's: they come and go with the op, as rows of `width`.
+inline Status copyScores(const char* op, const CacheLayer& layer, DeviceContext& context, int64_t width, float** rows) {
+  const int32_t heads = layer.cache->shape.kvHeads;
+  std::vector<float> held(size_t(heads * width), 0.0f);
+  for (int32_t head = 0; head < heads; ++head) {
+    const float* from = layer.cache->scores[layer.layer * heads + head];
+    if (from) std::copy(from, from + layer.length(head) + layer.cache->newTokens, held.begin() + head * width);
+  }
+  return context.upload(op, held.data(), held.size() * sizeof(float), reinterpret_cast<void**>(rows));
+}
+
+inline Status returnScores(const CacheLayer& layer, DeviceContext& context, int64_t width, const float* rows) {
+  const int32_t heads = layer.cache->shape.kvHeads;
+  for (int32_t head = 0; head < heads; ++head)
+    TL_TRY(copyOut(context, layer.cache->scores[layer.layer * heads + head], rows + head * width, size_t(layer.length(head) + layer.cache->newTokens) * sizeof(float)));
+  return {};
+}
+
 inline dim3 tokenGrid(int64_t width, int64_t rows) { return dim3(unsigned(ceilDiv(width, kCacheThreads)), unsigned(rows)); }
 
 // Key or value x(d) of one token into its page, by a whole warp.

@@ -5,17 +5,6 @@
 namespace tl::cuda {
 namespace {
 
-// The scores kept beside the tokens are the host's: they come and go with the op, as rows of `width`.
-Status copyScores(const char* op, const CacheLayer& layer, DeviceContext& context, int64_t width, float** rows) {
-  const int32_t heads = layer.cache->shape.kvHeads;
-  std::vector<float> held(size_t(heads * width), 0.0f);
-  for (int32_t head = 0; head < heads; ++head) {
-    const float* from = layer.cache->scores[layer.layer * heads + head];
-    if (from) std::copy(from, from + layer.length(head) + layer.cache->newTokens, held.begin() + head * width);
-  }
-  return context.upload(op, held.data(), held.size() * sizeof(float), reinterpret_cast<void**>(rows));
-}
-
 __global__ void observeColumns(Rows sums, int64_t group, float scale, bool accumulate, int32_t newTokens, Pages pages, float* scores, int64_t width) {
   const int32_t head = int32_t(blockIdx.y), j = int32_t(blockIdx.x * blockDim.x + threadIdx.x), tokens = pages.lengths[head];
   if (j >= tokens) return;
@@ -124,9 +113,7 @@ Status cacheObserve(const CacheObserveArgs& args, DeviceContext& context) {
   TL_TRY(copyScores(op, layer, context, layer.mostKeys, &scores));
   TL_TRY(launch(op, context, observeColumns, tokenGrid(layer.mostKeys, pages.kvHeads), dim3(kCacheThreads), 0, sums, sums.rows / pages.kvHeads, float(args.scale), args.accumulate != 0,
                 int32_t(layer.cache->newTokens), pages, scores, layer.mostKeys));
-  for (int32_t head = 0; head < pages.kvHeads; ++head)
-    TL_TRY(copyOut(context, layer.cache->scores[layer.layer * pages.kvHeads + head], scores + head * layer.mostKeys, size_t(layer.length(head) + layer.cache->newTokens) * sizeof(float)));
-  return {};
+  return returnScores(layer, context, layer.mostKeys, scores);
 }
 
 Status cacheScores(const CacheScoresArgs& args, DeviceContext& context) {

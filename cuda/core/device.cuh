@@ -4,6 +4,7 @@
 //   - a shuffle orders no memory: what lanes tell each other through shared memory needs __syncwarp
 //   - all shared memory is dynamic, see Shared; tensor cores are used through mma.sync alone
 #pragma once
+#include <limits>
 #include <tuple>
 
 #include "../../cpp/core/checked.h"
@@ -234,7 +235,8 @@ __device__ __forceinline__ float exp2Fast(float x) {
 #endif
 }
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
-#define TL_INFINITY __int_as_float(0x7f800000)
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+#define TL_INFINITY ::tl::cuda::kInfinity
 
 // An element of a tensor whose type is known at run time only.
 __device__ inline float loadElement(const void* data, DType type, int64_t index) {
