@@ -11,19 +11,18 @@
 
 #include "../../cpp/cache/kv.h"
 #include "../../cpp/kernels/table.h"
+#include "slow.h"
 
 namespace tl::test {
 
-// How many random cases a test runs: all of them in plain builds, a sixth where emulation or a sanitizer makes each many times
-// slower. TOKENLOOM_CASES sets the number.
+// How many random cases a test runs: all of them in plain builds, a sixth in slow ones. TOKENLOOM_CASES sets the number.
 inline unsigned cases(unsigned full) {
   if (const char* count = std::getenv("TOKENLOOM_CASES")) return unsigned(std::atoi(count));
-#if defined(TL_EMULATE_X86) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  return (full + 5) / 6;
-#else
-  return full;
-#endif
+  return kSlow ? (full + 5) / 6 : full;
 }
+
+// A length that attention pays for by its square: in slow builds one block of keys and a part of a page at most.
+inline int64_t shortened(int64_t length) { return kSlow && length > 200 ? 136 + length % 32 : length; }
 
 inline std::vector<Isa> targets() {
   std::vector<Isa> all;

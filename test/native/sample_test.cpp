@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "../../cpp/core/random.h"
+#include "slow.h"
 #include "support.h"
 
 namespace tl::test {
@@ -105,11 +106,7 @@ TEST(Sample, DrawsTheDistributionOfTheChain) {
   const std::vector<Options> cases = {
       {}, {.temperature = 0.6}, {.temperature = 1.7}, {.topK = 5}, {.topK = 40}, {.topP = 0.7}, {.topP = 0.95, .minP = 0.02}, {.minP = 0.1}, {.temperature = 0.8, .topK = 20, .topP = 0.9, .minP = 0.05},
       {.repeatPenalty = 1.5}, {.temperature = 0.8, .topK = 10, .repeatPenalty = 1.3}, {.topP = 0.5, .repeatPenalty = 0.7}, {.topK = 0.0, .topP = 0}, {.topK = 1500, .topP = 0.8}};
-#if defined(TL_EMULATE_X86)
-  constexpr int draws = 500;
-#else
-  constexpr int draws = 3000;
-#endif
+  constexpr int draws = kSlow ? 500 : 3000;
   for (const KernelTable* table : tables())
     for (size_t number = 0; number < cases.size(); ++number)
       for (const int64_t n : {50, 2001}) {
