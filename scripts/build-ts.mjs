@@ -1,5 +1,5 @@
 // lib/ → dist/: the types (tsc checks them), one ESM file a source file, one CommonJS file in all. White space is shortened and lines
-// are broken at 160 columns; names stay, so that stack traces say where they are. `--plain` leaves ESM files as readable as they are.
+// are broken at 320 columns; names stay, so that stack traces say where they are. `--plain` leaves ESM files as readable as they are.
 import { build } from "esbuild";
 import { spawnSync } from "node:child_process";
 import { chmodSync, copyFileSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
@@ -17,7 +17,7 @@ if (checked.status !== 0) process.exit(checked.status ?? 1);
 
 const plain = process.argv.includes("--plain");
 const common = { platform: "node", target: "node20", charset: "utf8", tsconfig: at("tsconfig.json"), legalComments: "none", logLevel: "warning" };
-const short = { minifyWhitespace: true, minifySyntax: true, lineLimit: 160 };
+const short = { minifyWhitespace: true, minifySyntax: true, lineLimit: 320 };
 await build({ ...common, ...(plain ? {} : short), entryPoints: sources, outbase: at("lib"), outdir: at("dist/esm"), format: "esm" });
 // Node takes the "#" imports of the nearest package.json: in dist/cjs, which is a package of its own, paths stand for them.
 const paths = { name: "paths", setup: (made) => made.onResolve({ filter: /^#/ }, ({ path }) => ({ path: imports[path].default.replace(".", "../.."), external: true })) };
