@@ -113,7 +113,8 @@ function allocate(of: (typeof arrays)[TensorType], size: number): Bytes {
 
 /** A tensor of zeros. Throws ArgumentError, OutOfMemoryError. */
 export function zeros<T extends TensorType = "f32">(shape: readonly number[], type: T = "f32" as T): Tensor<T> {
-  const size = shape.reduce((product, dim) => product * dim, 1);
+  if (!Array.isArray(shape)) throw invalidArgument("shape", "an array of dims", shape);
+  const size = shape.reduce((product: number, dim: unknown) => product * (typeof dim === "number" ? dim : NaN), 1);
   if (!Object.hasOwn(arrays, type)) throw invalidArgument("type", Object.keys(arrays).join(", "), type);
   if (!Number.isSafeInteger(size) || size < 0) throw invalidArgument("shape", "non-negative integer dims", shape);
   return tensor(allocate(arrays[type], size), shape, type) as Tensor<T>;

@@ -4,7 +4,7 @@
 // What reached something new goes to build/fuzz/TARGET/inputs, findings to build/fuzz/crashes; exits with 1 where there are any.
 // `--keep` copies the smallest of what was found to test/fuzz/corpus.
 import { spawn, spawnSync } from "node:child_process";
-import { copyFileSync, existsSync, mkdirSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -15,10 +15,19 @@ const flag = process.argv.indexOf("--seconds"), full = process.env.TOKENLOOM_FAU
 const seconds = flag > 0 ? Number(process.argv[flag + 1]) : full ? 90 : 5;
 const asked = process.argv.slice(2).filter((argument, i) => !argument.startsWith("--") && (flag < 0 || i !== flag - 1)), chosen = asked.length > 0 ? asked : [...names, "program"];
 const crashes = join(root, "build", "fuzz", "crashes");
-/** Wall time without a new input after which a target counts as hung. */
-const hungAfter = 300_000;
+/** A target counts as hung where so many looks, this far apart, find it at the same input. */
+const mostLooks = 20, betweenLooks = 10_000;
 /** Inputs kept in the repository are at most so large, and so many for each target. */
 const keptBytes = 1500, keptInputs = 24;
+
+/** Whether a process is stopped, as by SIGSTOP: then its silence means nothing. */
+function isStopped(pid) {
+  try {
+    return readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1].startsWith("T");
+  } catch {
+    return false;
+  }
+}
 
 /** Runs a target to its end; what it died of, or hangs on, is in FOLDER/current. */
 function fuzzFiles(name) {
@@ -29,9 +38,13 @@ function fuzzFiles(name) {
   child.stdout.on("data", (text) => (stdout += text));
   child.stderr.on("data", (text) => (stderr += text));
   const current = join(folder, "current");
+  let looks = 0, last = 0;
   const watch = setInterval(() => {
-    if (existsSync(current) && Date.now() - statSync(current).mtimeMs > hungAfter) child.kill("SIGKILL");
-  }, 10_000);
+    const written = existsSync(current) ? statSync(current).mtimeMs : 0;
+    looks = written !== last || isStopped(child.pid) ? 0 : looks + 1;
+    last = written;
+    if (looks >= mostLooks) child.kill("SIGKILL");
+  }, betweenLooks);
   return new Promise((resolve) => child.on("close", (code, signal) => {
     clearInterval(watch);
     if (code !== 0 && existsSync(current)) copyFileSync(current, join(crashes, `${name}-${signal ?? code}`));

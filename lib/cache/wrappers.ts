@@ -1,3 +1,4 @@
+import { checkOptionsObject } from "../check.js";
 import { invalidArgument } from "../errors.js";
 import { checkChoice, checkInteger, checkPolicy, type CachePolicy, type Observation } from "./policy.js";
 
@@ -30,8 +31,10 @@ export function perLayer(policies: readonly CachePolicy[], choose: (layer: numbe
 }
 
 /** The policy, with at least these tokens protected at the start and end, within its budget. */
-export function protect(policy: CachePolicy, { first = 0, last = 0 }: { readonly first?: number; readonly last?: number } = {}): CachePolicy {
+export function protect(policy: CachePolicy, options: { readonly first?: number; readonly last?: number } = {}): CachePolicy {
   checkPolicy("policy", policy);
+  checkOptionsObject(options);
+  const { first = 0, last = 0 } = options;
   checkInteger("options.first", first, 0);
   checkInteger("options.last", last, 0);
   const inner = policy.layerPolicy?.bind(policy);

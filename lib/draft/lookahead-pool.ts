@@ -1,3 +1,4 @@
+import { checkOptionsObject } from "../check.js";
 import { invalidArgument } from "../errors.js";
 import { integer } from "./check.js";
 
@@ -12,10 +13,12 @@ export class LookaheadPool {
   readonly lengths: Int32Array;
 
   constructor(options: { readonly vocabulary: number; readonly ngram: number; readonly guessSet: number; readonly entries?: Int32Array; readonly lengths?: Int32Array }) {
+    const { entries, lengths } = checkOptionsObject(options, "an object with vocabulary, ngram and guessSet");
+    for (const [name, value] of Object.entries({ entries, lengths })) if (value !== undefined && !(value instanceof Int32Array)) throw invalidArgument(`options.${name}`, "an Int32Array", value);
     this.vocabulary = integer("options.vocabulary", options.vocabulary, 0, 1, 1 << 24);
     this.ngram = integer("options.ngram", options.ngram, 0, 2, 64);
     this.guessSet = integer("options.guessSet", options.guessSet, 0, 1, 1024);
-    const size = this.vocabulary * this.guessSet * (this.ngram - 1), { entries, lengths } = options;
+    const size = this.vocabulary * this.guessSet * (this.ngram - 1);
     if (entries && entries.length !== size) throw invalidArgument("options.entries", `${size} numbers`, entries);
     if (lengths && (lengths.length !== this.vocabulary || lengths.some((length) => length < 0 || length > this.guessSet))) throw invalidArgument("options.lengths", `${this.vocabulary} numbers up to ${this.guessSet}`, lengths);
     this.entries = entries?.slice() ?? new Int32Array(size).fill(-1);

@@ -33,7 +33,9 @@ function entropy(logits: Float32Array): number {
 
 /** R2R's rule (arXiv 2505.21600): the small model's token, or the large one's where the divergence reaches `threshold`. */
 export function routeSmallLarge(small: Int32Array, large: Int32Array, by: RouteBy, threshold: number): Routed {
-  const n = small.length;
+  for (const [name, tokens] of Object.entries({ small, large })) if (!(tokens instanceof Int32Array)) throw invalidArgument(name, "an Int32Array", tokens);
+  const values = typeof by === "object" && by !== null ? ("score" in by ? by.score : by.logits) : undefined, n = small.length;
+  if (!(values instanceof Float32Array)) throw invalidArgument("by", "{ score } or { logits } of a Float32Array", by);
   if (large.length !== n) throw invalidArgument("large", `${n} tokens`, large);
   if (typeof threshold !== "number" || Number.isNaN(threshold)) throw invalidArgument("threshold", "a number", threshold);
   const divergence = new Float32Array(n);

@@ -1,4 +1,5 @@
 import { invalidArgument } from "../errors.js";
+import { mostNodes } from "./tree.js";
 
 /** The shape of a static tree: node i is the child of rank `ranks[i]` of its parent. Breadth first; ranks[0] is 0 and unused. */
 export interface TreeTemplate {
@@ -18,12 +19,15 @@ const recyclingChildren = [
 
 /** A template from the number of children of each node, breadth first, level by level; the nodes of the last level are leaves. */
 export function templateOf(children: readonly (readonly number[])[]): TreeTemplate {
+  if (!Array.isArray(children) || !children.every((level) => Array.isArray(level) && level.every((count) => Number.isInteger(count) && count >= 0 && count <= mostNodes))) {
+    throw invalidArgument("children", "arrays of numbers of children, one for each level", children);
+  }
   const parents = [-1], ranks = [0];
   let begin = 0;
   for (const level of children) {
     const end = parents.length;
     if (level.length !== end - begin) throw invalidArgument("children", "one number a node of each level", children);
-    level.forEach((count, i) => {
+    (level as readonly number[]).forEach((count, i) => {
       for (let rank = 0; rank < count; rank++) {
         parents.push(begin + i);
         ranks.push(rank);

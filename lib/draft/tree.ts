@@ -17,6 +17,9 @@ export class DraftTree {
    * taken to be half as likely as its parent. Throws ArgumentError where these are no tree.
    */
   constructor(readonly tokens: Int32Array, readonly parents: Int32Array, probabilities?: Float32Array) {
+    if (!(tokens instanceof Int32Array)) throw invalidArgument("tokens", "an Int32Array", tokens);
+    if (!(parents instanceof Int32Array)) throw invalidArgument("parents", "an Int32Array", parents);
+    if (probabilities !== undefined && !(probabilities instanceof Float32Array)) throw invalidArgument("probabilities", "a Float32Array", probabilities);
     const n = tokens.length;
     if (n < 1 || n > mostNodes) throw invalidArgument("tokens", `1 to ${mostNodes} nodes`, n);
     if (parents.length !== n || parents[0] !== -1) throw invalidArgument("parents", `${n} numbers, the first −1`, parents);
@@ -172,6 +175,8 @@ export class TreeBuilder {
 
 /** One tree of all: paths that begin alike are joined, the same path is there once. Cut to the `nodes` most probable nodes. */
 export function mergeTrees(trees: readonly DraftTree[], nodes: number = mostNodes): DraftTree {
+  if (!Array.isArray(trees) || !trees.every((tree) => tree instanceof DraftTree)) throw invalidArgument("trees", "an array of DraftTree", trees);
+  if (!Number.isInteger(nodes) || nodes < 1) throw invalidArgument("nodes", "a positive integer", nodes);
   const root = trees[0]?.tokens[0];
   if (root === undefined || trees.some((tree) => tree.tokens[0] !== root)) throw invalidArgument("trees", "trees of one root", trees);
   const builder = new TreeBuilder(root);

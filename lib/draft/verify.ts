@@ -1,8 +1,8 @@
-import { ShapeError } from "../errors.js";
+import { invalidArgument, ShapeError } from "../errors.js";
 import { verifySampling, verifyTree } from "../ops/draft-eager.js";
 import type { RunOptions } from "../schedule.js";
 import { tensor, Tensor } from "../tensor.js";
-import type { DraftTree } from "./tree.js";
+import { DraftTree } from "./tree.js";
 
 /** What a verification found. */
 export interface Verification {
@@ -15,6 +15,8 @@ export interface Verification {
 }
 
 function nodeRows(name: string, rows: Tensor<"f32">, tree: DraftTree): void {
+  if (!(tree instanceof DraftTree)) throw invalidArgument("tree", "a DraftTree", tree);
+  if (!(rows instanceof Tensor)) throw invalidArgument(name, "a tensor", rows);
   if (rows.shape.length !== 2 || rows.shape[0] !== tree.size) throw new ShapeError("verify", name, `Expected f32 [${tree.size}, vocabulary] for ${name} but received [${rows.shape.join(", ")}]`);
 }
 
@@ -53,6 +55,7 @@ export interface SampledVerification {
  * the last token was drawn from.
  */
 export async function verifySampled(tree: DraftTree, given: SampledVerification, options: RunOptions = {}): Promise<Verification & { readonly residual: Float32Array }> {
+  if (typeof given !== "object" || given === null) throw invalidArgument("given", "an object with target, mode and random numbers", given);
   const { target, mode, draft } = given;
   nodeRows("target", target, tree);
   if (mode !== "deterministic" && !draft) throw new ShapeError("verify", "draft", "Expected the draft's probabilities for mode 'sampled' but received none");

@@ -26,7 +26,7 @@ import { Slicer } from "../slice.js";
 import { chatTemplateOf, renderChat, type ChatMessage } from "../tokenizer/template.js";
 import { createTokenizer, type EncodeOptions, type Tokenizer } from "../tokenizer/tokenizer.js";
 import { checkCallback, checkIds, checkOptions, checkPrompt, mostHistory } from "./options.js";
-import { checkSignal } from "../check.js";
+import { checkOptionsObject, checkSignal } from "../check.js";
 import { OpenSessions } from "./open-sessions.js";
 import { scoreIds, scoreTokens, type Score, type ScoreOptions } from "./score.js";
 import { Session, type SessionOptions } from "./session.js";
@@ -234,7 +234,7 @@ export class LanguageModel implements Disposable {
   /** What the model predicts along a given text: log-probabilities, largest logits, perplexity. */
   async score(input: string | readonly number[], options: ScoreOptions = {}): Promise<Score> {
     this.check();
-    const { top = 20 } = options;
+    const { top = 20 } = checkOptionsObject(options);
     if (!Number.isInteger(top) || top < 1 || top > Math.min(1024, this.config.vocabulary)) throw invalidArgument("options.top", `an integer from 1 to ${Math.min(1024, this.config.vocabulary)}`, top);
     if (options.cache !== undefined) checkPolicy("options.cache", options.cache);
     checkSignal("options.signal", options.signal);

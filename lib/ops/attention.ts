@@ -1,4 +1,4 @@
-import { ShapeError } from "../errors.js";
+import { invalidArgument, ShapeError } from "../errors.js";
 import { dimMax, dimText } from "../graph/dims.js";
 import type { OutputPlan } from "../graph/graph.js";
 import { Value } from "../graph/value.js";
@@ -260,6 +260,7 @@ export function packedAttention(query: Value, key: Value, value: Value, bounds: 
 
 /** ALiBi's slopes for any number of heads (arXiv 2108.12409): a power of two first, every second of twice as many for the rest. */
 export function alibiSlopes(heads: number): Float32Array {
+  if (!Number.isInteger(heads) || heads < 1 || heads > 65_536) throw invalidArgument("heads", "an integer from 1 to 65536", heads);
   const power = 2 ** Math.floor(Math.log2(heads));
   return Float32Array.from({ length: heads }, (_, i) => (i < power ? 2 ** ((-8 * (i + 1)) / power) : 2 ** ((-8 * (2 * (i - power) + 1)) / (2 * power))));
 }

@@ -1,5 +1,5 @@
 import { invalidArgument } from "../errors.js";
-import { integer, shaped } from "../ops/reduce-eager.js";
+import { integer, number, shaped } from "../ops/reduce-eager.js";
 import type { RunOptions } from "../schedule.js";
 import type { Tensor } from "../tensor.js";
 import { queryScores } from "./query-scores.js";
@@ -20,7 +20,9 @@ export interface PyramidDropOptions extends RunOptions {
 
 /** Image tokens there are before each stage, and behind the last: int(imageTokens · ratio). */
 export function pyramidCounts(imageTokens: number, ratios: readonly number[]): number[] {
-  return ratios.map((ratio) => Math.trunc(imageTokens * ratio));
+  integer("imageTokens", imageTokens, 0);
+  if (!Array.isArray(ratios)) throw invalidArgument("ratios", "an array of numbers", ratios);
+  return ratios.map((ratio: unknown, i) => Math.trunc(imageTokens * number(`ratios[${i}]`, ratio, 0, 1)));
 }
 
 /**

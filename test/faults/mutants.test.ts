@@ -14,8 +14,17 @@ const architectures = join(process.cwd(), "test", "fixtures", "architectures");
 const folder = mkdtempSync(join(tmpdir(), "tokenloom-mutants-"));
 t.after(() => rmSync(folder, { recursive: true, force: true }));
 
-/** Wall time after which a loader counts as hung: the bar is CPU time, but one that sleeps for ever uses none. */
-const hungAfter = 180_000;
+/** A loader counts as hung after so many looks in vain, this far apart: the bar is processor time, but one that sleeps for ever uses none. */
+const mostLooks = 6, betweenLooks = 30_000;
+
+/** Whether a process is stopped, as by SIGSTOP: then its silence means nothing. */
+function isStopped(pid: number | undefined): boolean {
+  try {
+    return readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]!.startsWith("T");
+  } catch {
+    return false;
+  }
+}
 
 interface Lost {
   readonly outcome: "died" | "hung";
@@ -32,15 +41,17 @@ class Loader implements Disposable {
     const process = (this.process ??= await this.start());
     return new Promise((resolve) => {
       const done = (result: Loaded | Lost): void => {
-        clearTimeout(timer);
+        clearInterval(timer);
         process.removeAllListeners();
         resolve(result);
       };
-      const timer = setTimeout(() => {
+      let looks = 0;
+      const timer = setInterval(() => {
+        if (isStopped(process.pid) || ++looks < mostLooks) return;
         process.kill("SIGKILL");
         this.process = undefined;
-        done({ outcome: "hung", how: `no answer in ${hungAfter} ms` });
-      }, hungAfter);
+        done({ outcome: "hung", how: `no answer in ${mostLooks * betweenLooks} ms` });
+      }, betweenLooks);
       process.once("message", (loaded) => done(loaded as Loaded));
       process.once("exit", (code, signal) => {
         this.process = undefined;
