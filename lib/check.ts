@@ -9,6 +9,12 @@ export function numberOption(name: string, value: unknown, fallback: number, low
   return value;
 }
 
+/** An option that is true or false, or its default. */
+export function flagOption(name: string, value: unknown, fallback: boolean): boolean {
+  if (value !== undefined && typeof value !== "boolean") throw invalidArgument(name, "true or false", value);
+  return value ?? fallback;
+}
+
 /** Options of a call, as the one object they have to be. */
 export function checkOptionsObject<T>(options: T, expected = "an object"): T {
   if (typeof options !== "object" || options === null) throw invalidArgument("options", expected, options);

@@ -1,9 +1,8 @@
 // One target's fuzzing loop, in a process of its own: `fuzz-loop.mjs TARGET SECONDS FOLDER CORPUS…`. Inputs that reach code (a block of a function
-// of dist/cjs, as V8 counts them) that none before reached are kept and changed further. Writes FOLDER/current before each input, so that
+// of dist/esm, as V8 counts them) that none before reached are kept and changed further. Writes FOLDER/current before each input, so that
 // who started this finds the culprit of a crash or a hang; prints one JSON line of figures at its end. SECONDS are of processor time.
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { Session } from "node:inspector/promises";
-import { createRequire } from "node:module";
 import { createHash } from "node:crypto";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -17,14 +16,14 @@ const session = new Session();
 session.connect();
 await session.post("Profiler.enable");
 await session.post("Profiler.startPreciseCoverage", { callCount: false, detailed: true });
-const { run } = createRequire(import.meta.url)(join(root, "test", "fuzz", "targets.cjs"));
+const { run } = await import("../test/fuzz/targets.mjs");
 
 const known = new Set();
 /** Blocks reached since the last call. */
 async function blocks() {
   const { result } = await session.post("Profiler.takePreciseCoverage"), reached = new Set();
   for (const { scriptId, url, functions } of result) {
-    if (!url.includes("/dist/cjs/") && !url.includes("/@huggingface/")) continue;
+    if (!url.includes("/dist/esm/") && !url.includes("/@huggingface/")) continue;
     for (const { ranges } of functions) {
       // Blocks that were not entered are listed with a count of 0 inside of those that were.
       for (const { startOffset, endOffset, count } of ranges) if (count > 0) reached.add(`${scriptId} ${startOffset} ${endOffset} ${ranges.length}`);

@@ -1,16 +1,15 @@
-// Coverage-guided fuzzing of everything that reads files, as JavaScript (scripts/fuzz-loop.mjs over dist/cjs), and of native programs
+// Coverage-guided fuzzing of everything that reads files, as JavaScript (scripts/fuzz-loop.mjs over dist/esm), and of native programs
 // (test/native/fuzz_program.cpp).
 //   npm run fuzz -- --seconds 60 [TARGET …]     seconds of processor time for each target
 // What reached something new goes to build/fuzz/TARGET/inputs, findings to build/fuzz/crashes; exits with 1 where there are any.
 // `--keep` copies the smallest of what was found to test/fuzz/corpus.
 import { spawn, spawnSync } from "node:child_process";
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
-import { createRequire } from "node:module";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
-const { names } = createRequire(import.meta.url)(join(root, "test", "fuzz", "targets.cjs"));
+const { names } = await import("../test/fuzz/targets.mjs");
 const flag = process.argv.indexOf("--seconds"), full = process.env.TOKENLOOM_FAULTS === "full";
 const seconds = flag > 0 ? Number(process.argv[flag + 1]) : full ? 90 : 5;
 const asked = process.argv.slice(2).filter((argument, i) => !argument.startsWith("--") && (flag < 0 || i !== flag - 1)), chosen = asked.length > 0 ? asked : [...names, "program"];

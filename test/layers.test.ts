@@ -23,7 +23,7 @@ const read = (file: string): string => readFileSync(join(root, file), "utf8");
 /** From top to bottom. A file may use its own layer and those below. */
 const libLayers = [
   ["cli"], ["index.ts"], ["generate"], ["encode"], ["tokenizer"], ["models"], ["cache", "reduce", "draft", "sequence", "transfer"], ["ops"], ["graph"],
-  ["memory.ts", "resource.ts", "schedule.ts", "tensor.ts"], ["native.ts"], ["slice.ts"], ["check.ts"], ["errors.ts", "svg.ts"],
+  ["device.ts", "memory.ts", "resource.ts", "schedule.ts", "tensor.ts"], ["native.ts"], ["slice.ts"], ["check.ts"], ["errors.ts", "svg.ts"],
 ];
 const nativeLayers = [["binding"], ["cpp/exec"], ["cpp/kernels"], ["cpp/cache", "cpp/simd"], ["cpp/core"]];
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "cpu.h"
 #include "fault.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -130,7 +131,6 @@ bool ThreadPool::join(int thread, uint64_t& seen) {
 }
 
 void ThreadPool::help(int thread, uint64_t seen) {
-  const FlushedSubnormals flushed;
   const auto changed = [&](std::memory_order order) { return (state_.load(order) >> 32) != seen; };
   for (;;) {
     const auto until = std::chrono::steady_clock::now() + kSpin;

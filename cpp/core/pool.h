@@ -11,7 +11,6 @@
 #include <thread>
 #include <vector>
 
-#include "cpu.h"
 #include "memory.h"
 #include "status.h"
 
@@ -35,7 +34,6 @@ class ThreadPool {
    private:
     ThreadPool& pool_;
     bool ok_ = false;
-    FlushedSubnormals flushed_;
   };
 
   // Only within a Turn. body(context, begin, end, thread): chunk [begin, end), thread in 0 … threads - 1.

@@ -78,6 +78,7 @@ void openUnit(const Problem& problem, int64_t index, Unit& unit) {
 template <typename Body> void forTiles(const Problem& problem, int64_t tileRows, Context& context, Body&& body) {
   const int64_t tiles = ceilDiv(problem.mostQueries * problem.group, tileRows);
   context.pool.parallelFor(problem.units * tiles, 1, [&](int64_t begin, int64_t end, int thread) {
+    const FlushedSubnormals flushed;
     for (int64_t i = begin; i < end; ++i) {
       Unit unit;
       openUnit(problem, i % problem.units, unit);

@@ -15,6 +15,7 @@ inline void hideScores(const Problem& problem, const Unit& unit, int64_t row, in
 
 // A tile over all of its keys.
 inline void wholeTile(const Problem& problem, const Unit& unit, int64_t row, int64_t rows, int64_t mostRows, std::byte* scratch, const WeightStore& kept = {}) {
+  const FlushedSubnormals flushed;
   if (rows <= 0) return;
   const int64_t stride = problem.stride();
   Tile tile{problem, unit, row, rows, carve(problem, mostRows, scratch), kept};
@@ -45,6 +46,7 @@ inline void wholeTile(const Problem& problem, const Unit& unit, int64_t row, int
 inline int64_t partialFloats(const Problem& problem) { return roundUp(problem.stride() + 2, 16); }
 
 inline void partialTile(const Problem& problem, int64_t index, int64_t chunk, int64_t mostRows, std::byte* scratch, float* partial) {
+  const FlushedSubnormals flushed;
   Unit unit;
   problem.unit(problem, index, unit);
   const int64_t rows = unit.queries * problem.group, stride = problem.stride(), step = partialFloats(problem);
@@ -61,6 +63,7 @@ inline void partialTile(const Problem& problem, int64_t index, int64_t chunk, in
 }
 
 inline void mergePartials(const Problem& problem, int64_t index, int64_t row, int64_t mostRows, const float* partials, std::byte* scratch) {
+  const FlushedSubnormals flushed;
   Unit unit;
   problem.unit(problem, index, unit);
   if (row >= unit.queries * problem.group) return;
@@ -100,6 +103,7 @@ inline void splitKeys(const Problem& problem, int64_t chunks, int64_t mostRows, 
 // The tiles of a unit whose weights are kept: computed side by side, added up one after the other. `turns` [units] counts
 // the tiles added; tiles are begun in ascending order, so the one that another waits for is always under way.
 inline void keptTile(const Problem& problem, int64_t index, int64_t number, int64_t tileRows, std::byte* scratch, int32_t* turns) {
+  const FlushedSubnormals flushed;
   Unit unit;
   problem.unit(problem, index, unit);
   const int64_t fit = keptRows(problem, unit), mostRows = std::min(fit, tileRows), begin = firstKeptRow(problem, unit) + number * mostRows;

@@ -75,6 +75,7 @@ inline void addKeptWeights(const Tile& tile) {
 
 // The weights of one (unit, chunk of keys), from scores formed once more.
 inline void sumsOfChunk(const Problem& problem, int64_t index, int64_t chunk, int64_t mostRows, std::byte* scratch) {
+  const FlushedSubnormals flushed;
   Unit unit;
   problem.unit(problem, index, unit);
   const int64_t firstKey = chunk * kChunkKeys, lastKey = std::min(firstKey + kChunkKeys, unit.keys);

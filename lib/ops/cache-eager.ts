@@ -1,4 +1,4 @@
-import { checkOptionsObject } from "../check.js";
+import { checkOptionsObject, flagOption } from "../check.js";
 import { invalidArgument, ShapeError } from "../errors.js";
 import { evaluate, expectTensor } from "../graph/evaluate.js";
 import { Value } from "../graph/value.js";
@@ -157,7 +157,8 @@ export interface BlockRelevanceOptions extends RunOptions {
 export async function blockRelevance(query: Float, key: Float, options: BlockRelevanceOptions): Promise<{ readonly scores: Float; readonly kept: Mask }> {
   float("query", query, 3);
   float("key", key, 3);
-  const { blockSize, causal = true, symmetric = false, scale = 1, threshold } = checkOptionsObject(options, "an object with blockSize");
+  const { blockSize, scale = 1, threshold } = checkOptionsObject(options, "an object with blockSize");
+  const causal = flagOption("options.causal", options.causal, true), symmetric = flagOption("options.symmetric", options.symmetric, false);
   integer("options.blockSize", blockSize, 1);
   number("options.scale", scale, -Number.MAX_VALUE, Number.MAX_VALUE);
   if (threshold !== undefined) number("options.threshold", threshold, -Infinity, Infinity);

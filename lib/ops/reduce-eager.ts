@@ -1,4 +1,4 @@
-import { checkOptionsObject } from "../check.js";
+import { checkOptionsObject, flagOption } from "../check.js";
 import { invalidArgument, ShapeError } from "../errors.js";
 import { evaluate, expectTensor } from "../graph/evaluate.js";
 import type { Graph, Scalar } from "../graph/graph.js";
@@ -75,7 +75,8 @@ export interface RowProductsOptions extends RunOptions {
 /** xᵢ · yⱼ: x f32 `[batch, n, width]`, y f32 `[batch | 1, m, width]` → f32 `[batch, n, m]`. */
 export async function rowProducts(x: Float, y: Float, options: RowProductsOptions = {}): Promise<Float> {
   shaped("x", x, "f32", null, null, null);
-  const { cosine = false, transposed = false, bias } = checkOptionsObject(options), [batch, , width] = x.shape as [number, number, number];
+  const { bias } = checkOptionsObject(options), [batch, , width] = x.shape as [number, number, number];
+  const cosine = flagOption("options.cosine", options.cosine, false), transposed = flagOption("options.transposed", options.transposed, false);
   shaped("y", y, "f32", null, transposed ? width : null, transposed ? null : width);
   if (y.shape[0] !== batch && y.shape[0] !== 1) throw new ShapeError("rowProducts", "y", `rowProducts: Expected ${batch} or 1 batch entries of y but received ${y.shape[0]}`);
   if (bias) shaped("options.bias", bias, "f32", y.shape[transposed ? 2 : 1]!);
@@ -121,7 +122,8 @@ export interface BipartiteMatchOptions extends RunOptions {
 export async function bipartiteMatch(metric: Float, options: BipartiteMatchOptions): Promise<{ readonly map: Int; readonly counts: Int; readonly best: Float; readonly partner: Int }> {
   const [batch, tokens, width] = shaped("metric", metric, "f32", null, null, null).shape as [number, number, number];
   checkOptionsObject(options, "an object with merge");
-  const { merge, classToken = false, distillToken = false, destinations } = options, distance = checkDistance(options.distance);
+  const { merge, destinations } = options, distance = checkDistance(options.distance);
+  const classToken = flagOption("options.classToken", options.classToken, false), distillToken = flagOption("options.distillToken", options.distillToken, false);
   integer("options.merge", merge, 0);
   if (destinations) shaped("options.destinations", destinations, "u8", batch, tokens);
   const made = await evaluate("bipartiteMatch", { metric, destinations }, `${classToken} ${distillToken} ${distance}`, (v, graph) => {

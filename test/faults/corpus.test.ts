@@ -1,10 +1,10 @@
-import { createRequire } from "node:module";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
+import { pathToFileURL } from "node:url";
 import t from "tap";
 import { Random, report, sizesOf } from "./support.js";
 
-const { names, run } = createRequire(import.meta.url)(join(process.cwd(), "test", "fuzz", "targets.cjs")) as { names: string[]; run(name: string, bytes: Uint8Array): Promise<"taken" | "refused"> };
+const { names, run } = (await import(pathToFileURL(join(process.cwd(), "test", "fuzz", "targets.mjs")).href)) as { names: string[]; run(name: string, bytes: Uint8Array): Promise<"taken" | "refused"> };
 
 t.test("what fuzzing found worth keeping is taken or refused with a typed error, and so is what is made of it", { timeout: 3_600_000 }, async (t) => {
   const { changed } = sizesOf("corpus") as { changed: number }, random = new Random(4), counts = { files: 0, executions: 0, taken: 0, refused: 0 };

@@ -1,21 +1,19 @@
-"use strict";
 // What each fuzzer does with its bytes. Anything but success or a typed error of this package is a finding. scripts/fuzz.mjs runs them
 // guided by coverage; test/faults/corpus.test.ts runs what was found worth keeping through them again.
-const { copyFileSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } = require("node:fs");
-const { tmpdir } = require("node:os");
-const { join } = require("node:path");
-const { createHash } = require("node:crypto");
+import { createHash } from "node:crypto";
+import { copyFileSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { TokenloomError, loadModel } from "../../dist/esm/index.js";
+import { describeDecoder } from "../../dist/esm/models/architectures.js";
+import { parseJson } from "../../dist/esm/models/json.js";
+import { openModel } from "../../dist/esm/models/open.js";
+import { Slicer } from "../../dist/esm/slice.js";
+import { renderChat } from "../../dist/esm/tokenizer/template.js";
+import { createTokenizer } from "../../dist/esm/tokenizer/tokenizer.js";
 
-const dist = join(__dirname, "..", "..", "dist", "cjs");
-const { TokenloomError, loadModel } = require(dist);
-const { openModel } = require(join(dist, "models", "open.js"));
-const { describeDecoder } = require(join(dist, "models", "architectures.js"));
-const { createTokenizer } = require(join(dist, "tokenizer", "tokenizer.js"));
-const { parseJson } = require(join(dist, "models", "json.js"));
-const { Slicer } = require(join(dist, "slice.js"));
-const { renderChat } = require(join(dist, "tokenizer", "template.js"));
-
-const fixtures = join(__dirname, "..", "fixtures", "architectures", "llama3");
+const fixtures = fileURLToPath(new URL("../fixtures/architectures/llama3", import.meta.url));
 const folder = mkdtempSync(join(tmpdir(), "tokenloom-fuzz-"));
 process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
 
@@ -93,9 +91,9 @@ const targets = {
   },
 };
 
-const names = Object.keys(targets).filter((name) => name !== "model");
+export const names = Object.keys(targets).filter((name) => name !== "model");
 
-async function run(name, bytes) {
+export async function run(name, bytes) {
   try {
     await targets[name](bytes);
     return "taken";
@@ -104,5 +102,3 @@ async function run(name, bytes) {
     throw error;
   }
 }
-
-module.exports = { names, run };
