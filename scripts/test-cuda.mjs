@@ -2,6 +2,7 @@
 //   faults    builds the emulation three times (plain, ASan with UBSan, TSan) and checks that each fault of
 //             test/native/cuda_host/faults.cu is caught by what should catch it, and that nothing else is reported
 //   vectors   conformance vectors (TOKENLOOM_SHARED/vectors) through the public interface on the emulated device, in each schedule
+//   halves    attention on tensor cores against float64, in each schedule
 //   model     greedy tokens of SmolLM2 (TOKENLOOM_MODELS) on it, against the reference's (TOKENLOOM_SHARED/oracles)
 //   build     nvcc for sm_80 and sm_90; budget: what it made of each kernel against cuda/budget.json
 //   docs      docs/devices.md lists the twins that there are
@@ -104,6 +105,19 @@ function isa() {
   return stdout.trim();
 }
 
+function testHalves() {
+  const file = join(root, "build", "test", "cuda", "half.test.js");
+  if (!existsSync(file)) return skip("halves", "there is no build/test: npm run build:test");
+  let wrong = 0;
+  for (const schedule of schedules) {
+    const { status, stdout } = spawnSync(process.execPath, [file], { encoding: "utf8", env: hostEnvironment(schedule) });
+    if (status !== 0) console.log(stdout);
+    console.log(`${status === 0 ? "ok  " : "FAIL"}  attention on tensor cores in schedule ${schedule}`);
+    wrong += status === 0 ? 0 : 1;
+  }
+  return wrong;
+}
+
 function testModel() {
   const models = process.env.TOKENLOOM_MODELS, file = models && join(models, "SmolLM2-135M-Instruct.Q4_1.gguf");
   if (!existsSync(library)) return skip("model", "there is no build: npm run build");
@@ -153,7 +167,7 @@ function testDocs() {
   return spawnSync(process.execPath, [join(root, "scripts", "generate-devices.mjs"), "--check"], { stdio: "inherit" }).status === 0 ? 0 : 1;
 }
 
-const stages = { docs: testDocs, faults: testFaults, vectors: testVectors, model: testModel, build: testBuild, budget: testBudget };
+const stages = { docs: testDocs, faults: testFaults, vectors: testVectors, halves: testHalves, model: testModel, build: testBuild, budget: testBudget };
 const chosen = process.argv.slice(2);
 for (const name of chosen) {
   if (!Object.hasOwn(stages, name)) {
