@@ -18,6 +18,7 @@ export function flagOption(name: string, value: unknown, fallback: boolean): boo
 /** Options of a call, as the one object they have to be. */
 export function checkOptionsObject<T>(options: T, expected = "an object"): T {
   if (typeof options !== "object" || options === null) throw invalidArgument("options", expected, options);
+  for (const [key, value] of Object.entries(options)) if (typeof value === "symbol" || typeof value === "bigint") throw invalidArgument(`options.${key}`, "no such value", value);
   return options;
 }
 

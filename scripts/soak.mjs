@@ -54,7 +54,8 @@ function run(command, sharing) {
 /** Of commands that are no tests of ours: what a pattern finds in their output. */
 const figuresFrom = (row, text) => Object.fromEntries(Object.entries(row.figures).map(([name, pattern]) => [name, new RegExp(pattern, "m").exec(text)?.[1] ?? "?"]));
 
-const words = (name) => name.replace(/-/g, " ").replace(/(MiB|KiB)$/, " $1").replace(/([a-z0-9])([A-Z])(?![A-Z]*B$)/g, (_, end, next) => `${end} ${next.toLowerCase()}`).replace(/ +/g, " ");
+/** "mostCpuMs" → "most cpu ms", "grownKiB" → "grown KiB". */
+const words = (name) => name.replace(/-/g, " ").replace(/(?<=[a-z0-9])(KiB|MiB)$|(?<=[a-z0-9])([A-Z])/g, (_, unit, letter) => ` ${unit ?? letter.toLowerCase()}`);
 const figuresText = (figures) => Object.entries(figures).map(([name, value]) => `${words(name)} ${typeof value === "number" ? value.toLocaleString("en-US") : value}`).join(", ");
 
 function table() {

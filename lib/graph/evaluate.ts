@@ -1,4 +1,4 @@
-import { ArgumentError } from "../errors.js";
+import { ArgumentError, OutOfMemoryError } from "../errors.js";
 import type { Bytes } from "../native.js";
 import type { RunOptions } from "../schedule.js";
 import { Tensor, zeros, type TensorType } from "../tensor.js";
@@ -9,6 +9,8 @@ import type { Value } from "./value.js";
 /** Graphs of single calls, kept for the next call of the same op, shapes and options. Least recently used go first. */
 const kept = new Map<string, { graph: CompiledGraph; outputs: readonly { name: string; type: TensorType; shape: number[] }[] }>();
 const mostKept = 64;
+/** More than any machine has memory for, and few enough to be planned without rounding. */
+const mostElements = 2 ** 44;
 
 type Tensors = Readonly<Record<string, Tensor | undefined>>;
 
@@ -18,6 +20,8 @@ function prepare(name: string, inputs: Tensors, build: (values: Record<string, V
   for (const [key, input] of Object.entries(inputs)) if (input) values[key] = graph.binding(key, input.type, input.shape);
   const results = build(values, graph);
   const outputs = Object.entries(results).map(([key, value]) => {
+    const elements = (value.dims as number[]).reduce((product, dim) => product * dim, 1);
+    if (elements > mostElements) throw new OutOfMemoryError(`No memory for ${name}'s result of ${elements} elements`);
     graph.output(`out.${key}`, value);
     return { name: key, type: value.type as TensorType, shape: value.dims as number[] };
   });
