@@ -170,7 +170,7 @@ TL_INLINE void valueColumns(const float* weights, const Block<T>& block, int beg
     const T* v0 = block.values[panel] + from * block.valueRow + column * block.valueColumn;
     const float* p = weights + panel * kPanelKeys + from;
     const ptrdiff_t ahead = Ahead ? bytesAhead(block.values[panel], block.nextKeys[panel]) : 0;
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int j = from; j < to; ++j, v0 += block.valueRow, ++p) {
       if constexpr (Ahead) fetch<NV * kLanes * int(sizeof(T))>(v0, ahead);
       multiplyTile(sums, [&](int r) { return p[r * kBlockKeys]; },
