@@ -22,6 +22,12 @@ export function checkOptionsObject<T>(options: T, expected = "an object"): T {
   return options;
 }
 
+/** An array of one type of numbers. */
+export function checkArray<T extends Int32Array | Float32Array>(name: string, value: unknown, type: { new (length: number): T; readonly name: string }): T {
+  if (!(value instanceof type)) throw invalidArgument(name, `${type.name === "Int32Array" ? "an" : "a"} ${type.name}`, value);
+  return value;
+}
+
 export function checkSignal(name: string, signal: unknown): AbortSignal | undefined {
   if (signal !== undefined && !(signal instanceof AbortSignal)) throw invalidArgument(name, "an AbortSignal", signal);
   return signal;

@@ -1,5 +1,6 @@
+import { checkOptionsObject } from "../check.js";
 import { ArgumentError } from "../errors.js";
-import { baselines, checkNumber, checkOptionsObject, type CachePolicy } from "./policy.js";
+import { baselines, checkNumber, type CachePolicy } from "./policy.js";
 import { snapKV, type SnapKVOptions } from "./snapkv.js";
 
 export const method = { recipe: "adaKV", paper: baselines, arxiv: "2407.11550", summary: "the heads of a layer share their budgets" };
@@ -11,8 +12,7 @@ export interface AdaKVOptions {
 
 /** AdaKV (arXiv 2407.11550): the best tokens of all heads of a layer stay, `budget` a head on average. Over SnapKV, or over any policy with scores of each head. */
 export function adaKV(options: (SnapKVOptions | { readonly policy: CachePolicy }) & AdaKVOptions): CachePolicy {
-  checkOptionsObject(options);
-  const { safeguard = 0.2 } = options;
+  const { safeguard = 0.2 } = checkOptionsObject(options, "an object with budget or ratio");
   checkNumber("options.safeguard", safeguard, 0, 1);
   const scored = "policy" in options ? (options as { policy: CachePolicy }).policy : snapKV(options as SnapKVOptions);
   if (!scored?.score) throw new ArgumentError("options.policy", `Expected a policy with scores for options.policy but received ${scored?.name ?? "none"}`);

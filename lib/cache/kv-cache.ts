@@ -1,4 +1,4 @@
-import { deviceCode, deviceOf } from "../device.js";
+import { checkOptionsObject } from "../check.js";
 import { ArgumentError, invalidArgument } from "../errors.js";
 import { compile, type CompiledGraph } from "../graph/compile.js";
 import { expectTensor } from "../graph/evaluate.js";
@@ -15,6 +15,7 @@ import { Eviction, rotationGraph } from "./eviction.js";
 import { Scoring, type ScoringShape } from "./scoring.js";
 import type { PromptFilter } from "./gemfilter.js";
 import { loadCache, saveCache } from "./file.js";
+import { createPool } from "./pool.js";
 import { cacheTypes, pageTokens, type CacheType } from "./types.js";
 import { checkChoice, checkInteger, observedSums, type CachePolicy, type Observation } from "./policy.js";
 
@@ -389,7 +390,7 @@ interface AppendPlan {
 }
 
 function checkShape(options: KvCacheOptions): KvCacheShape {
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object with layers, kvHeads, headDim and type", options);
+  checkOptionsObject(options, "an object with layers, kvHeads, headDim and type");
   const { layers, kvHeads, headDim, type, byteLimit } = options;
   for (const [name, value] of Object.entries({ layers, kvHeads, headDim })) if (checkInteger(`options.${name}`, value, 1) > 65536) throw invalidArgument(`options.${name}`, "an integer of at most 65536", value);
   checkChoice("options.type", type, typeNames);
@@ -397,8 +398,8 @@ function checkShape(options: KvCacheOptions): KvCacheShape {
   return { layers, kvHeads, headDim, type };
 }
 
-function createHandle({ layers, kvHeads, headDim, type }: KvCacheShape, byteLimit: number): NativeHandle {
-  const pool = callNative(() => native.createPool(layers, kvHeads, headDim, dtypeCode[cacheTypes[type]], byteLimit, deviceCode[deviceOf(undefined)]));
+function createHandle(shape: KvCacheShape, byteLimit: number): NativeHandle {
+  const pool = createPool(shape, byteLimit);
   try {
     return callNative(() => native.createCache(pool));
   } finally {

@@ -1,3 +1,4 @@
+import { checkOptionsObject } from "../check.js";
 import { invalidArgument } from "../errors.js";
 import type { Dim } from "../graph/dims.js";
 import type { Parameter } from "../graph/graph.js";
@@ -99,14 +100,9 @@ export function checkKernel(value: unknown): number {
   return value as number;
 }
 
-export function checkOptionsObject(options: unknown): void {
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object with budget or ratio", options);
-}
-
 /** budget or ratio as tokens to keep of `tokens`. */
 export function budgetOf(options: Budget): (tokens: number) => number {
-  checkOptionsObject(options);
-  const { budget, ratio } = options;
+  const { budget, ratio } = checkOptionsObject(options, "an object with budget or ratio");
   if ((budget === undefined) === (ratio === undefined)) throw invalidArgument("options", "either budget or ratio", options);
   if (ratio !== undefined) {
     if (checkNumber("options.ratio", ratio, 0, 1) === 1) throw invalidArgument("options.ratio", "a number below 1", ratio);

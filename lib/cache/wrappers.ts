@@ -52,7 +52,7 @@ export function protect(policy: CachePolicy, options: { readonly first?: number;
 /** The policy (none: everything stays), and pages before each head's last `recent` tokens are converted to int8 or int4 (arXiv 2402.02750). */
 export function quantizeBeyond(policy: CachePolicy | undefined, options: { readonly recent: number; readonly type: "int8" | "int4" }): CachePolicy {
   if (policy !== undefined) checkPolicy("policy", policy);
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object with recent and type", options);
+  checkOptionsObject(options, "an object with recent and type");
   const quantize = { recent: checkInteger("options.recent", options.recent, 0), type: checkChoice("options.type", options.type, ["int8", "int4"]), alone: policy === undefined };
   if (policy) return { ...policy, name: `quantizeBeyond(${policy.name})`, quantize };
   return {

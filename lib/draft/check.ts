@@ -1,4 +1,4 @@
-import { numberOption } from "../check.js";
+import { checkOptionsObject, numberOption } from "../check.js";
 import { invalidArgument } from "../errors.js";
 
 /** An integer option within its range, or its default. */
@@ -7,9 +7,7 @@ export function integer(name: string, value: unknown, fallback: number, low: num
 }
 
 export function optionsObject<T extends object>(options: T | undefined): Partial<T> {
-  if (options === undefined) return {};
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object", options);
-  return options;
+  return options === undefined ? {} : checkOptionsObject(options);
 }
 
 /** Token ids as a user gives them. */

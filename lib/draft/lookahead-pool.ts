@@ -1,4 +1,4 @@
-import { checkOptionsObject } from "../check.js";
+import { checkArray, checkOptionsObject } from "../check.js";
 import { invalidArgument } from "../errors.js";
 import { integer } from "./check.js";
 
@@ -14,7 +14,7 @@ export class LookaheadPool {
 
   constructor(options: { readonly vocabulary: number; readonly ngram: number; readonly guessSet: number; readonly entries?: Int32Array; readonly lengths?: Int32Array }) {
     const { entries, lengths } = checkOptionsObject(options, "an object with vocabulary, ngram and guessSet");
-    for (const [name, value] of Object.entries({ entries, lengths })) if (value !== undefined && !(value instanceof Int32Array)) throw invalidArgument(`options.${name}`, "an Int32Array", value);
+    for (const [name, value] of Object.entries({ entries, lengths })) if (value !== undefined) checkArray(`options.${name}`, value, Int32Array);
     this.vocabulary = integer("options.vocabulary", options.vocabulary, 0, 1, 1 << 24);
     this.ngram = integer("options.ngram", options.ngram, 0, 2, 64);
     this.guessSet = integer("options.guessSet", options.guessSet, 0, 1, 1024);

@@ -1,3 +1,4 @@
+import { checkArray } from "../check.js";
 import { invalidArgument } from "../errors.js";
 import type { DraftMethod } from "./drafter.js";
 
@@ -33,7 +34,8 @@ function entropy(logits: Float32Array): number {
 
 /** R2R's rule (arXiv 2505.21600): the small model's token, or the large one's where the divergence reaches `threshold`. */
 export function routeSmallLarge(small: Int32Array, large: Int32Array, by: RouteBy, threshold: number): Routed {
-  for (const [name, tokens] of Object.entries({ small, large })) if (!(tokens instanceof Int32Array)) throw invalidArgument(name, "an Int32Array", tokens);
+  checkArray("small", small, Int32Array);
+  checkArray("large", large, Int32Array);
   const values = typeof by === "object" && by !== null ? ("score" in by ? by.score : by.logits) : undefined, n = small.length;
   if (!(values instanceof Float32Array)) throw invalidArgument("by", "{ score } or { logits } of a Float32Array", by);
   if (large.length !== n) throw invalidArgument("large", `${n} tokens`, large);

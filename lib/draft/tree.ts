@@ -1,3 +1,4 @@
+import { checkArray } from "../check.js";
 import { invalidArgument } from "../errors.js";
 
 /** Nodes that one verification takes at most, root included. */
@@ -17,9 +18,9 @@ export class DraftTree {
    * taken to be half as likely as its parent. Throws ArgumentError where these are no tree.
    */
   constructor(readonly tokens: Int32Array, readonly parents: Int32Array, probabilities?: Float32Array) {
-    if (!(tokens instanceof Int32Array)) throw invalidArgument("tokens", "an Int32Array", tokens);
-    if (!(parents instanceof Int32Array)) throw invalidArgument("parents", "an Int32Array", parents);
-    if (probabilities !== undefined && !(probabilities instanceof Float32Array)) throw invalidArgument("probabilities", "a Float32Array", probabilities);
+    checkArray("tokens", tokens, Int32Array);
+    checkArray("parents", parents, Int32Array);
+    if (probabilities !== undefined) checkArray("probabilities", probabilities, Float32Array);
     const n = tokens.length;
     if (n < 1 || n > mostNodes) throw invalidArgument("tokens", `1 to ${mostNodes} nodes`, n);
     if (parents.length !== n || parents[0] !== -1) throw invalidArgument("parents", `${n} numbers, the first −1`, parents);

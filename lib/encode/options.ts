@@ -1,4 +1,4 @@
-import { checkSignal } from "../check.js";
+import { checkOptionsObject, checkSignal } from "../check.js";
 import { invalidArgument } from "../errors.js";
 import type { EncoderConfig, Pooling } from "../models/encoder-config.js";
 import { checkReduction, type Reduction } from "../reduce/reduction.js";
@@ -31,7 +31,7 @@ export interface CheckedEncodeOptions {
 }
 
 export function checkEncodeOptions(options: EncodeModelOptions, config: EncoderConfig): CheckedEncodeOptions {
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object", options);
+  checkOptionsObject(options);
   const { reduce, pool = config.pool, normalize = config.normalize, truncate = false, saliency = config.saliency, hiddenStates = false, signal, threads } = options;
   if (reduce !== undefined) {
     checkReduction("options.reduce", reduce);

@@ -1,7 +1,6 @@
-import { deviceCode, deviceOf } from "../device.js";
 import type { PromptFilter } from "../cache/gemfilter.js";
-import { callNative, dtypeCode, native } from "../native.js";
-import { cacheTypes } from "../cache/types.js";
+import { callNative, native } from "../native.js";
+import { createPool } from "../cache/pool.js";
 import type { LanguageModel } from "./model.js";
 import type { CheckedOptions } from "./options.js";
 import { chunkTokens } from "./sequence.js";
@@ -14,7 +13,7 @@ export async function filterPrompt(model: LanguageModel, filter: PromptFilter, p
   const budget = filter.budget(prompt.length);
   if (prompt.length <= budget) return prompt;
   const { kvHeads, headDim } = model.config, graph = await model.graphs.filter(filter);
-  const pool = callNative(() => native.createPool(filter.layer + 1, kvHeads, headDim, dtypeCode[cacheTypes[model.cacheType]], 0, deviceCode[deviceOf(undefined)]));
+  const pool = createPool({ layers: filter.layer + 1, kvHeads, headDim, type: model.cacheType }, 0);
   const cache = callNative(() => native.createCache(pool));
   try {
     const kept = new Uint8Array(prompt.length);

@@ -1,6 +1,6 @@
-import { deviceCode, deviceOf } from "../device.js";
 import { basename } from "node:path";
 import { Eviction } from "../cache/eviction.js";
+import { createPool } from "../cache/pool.js";
 import { cacheTypes, type CacheType } from "../cache/types.js";
 import type { PromptFilter } from "../cache/gemfilter.js";
 import { checkPolicy, type CachePolicy, type Observation } from "../cache/policy.js";
@@ -20,7 +20,7 @@ import { GraphCache } from "../models/graph-cache.js";
 import type { ModelFile } from "../models/file.js";
 import { openModel } from "../models/open.js";
 import { WeightLoader, type WeightType } from "../models/weights.js";
-import { callNative, dtypeCode, native, type NativeHandle } from "../native.js";
+import { callNative, native, type NativeHandle } from "../native.js";
 import { threadCount } from "../schedule.js";
 import { Slicer } from "../slice.js";
 import { chatTemplateOf, renderChat, type ChatMessage } from "../tokenizer/template.js";
@@ -122,7 +122,7 @@ export class LanguageModel implements Disposable {
     this.loader = loader;
     this.graphs = graphs;
     this.cacheType = options.cacheType ?? "f16";
-    this.pool = callNative(() => native.createPool(config.layers.length, config.kvHeads, config.headDim, dtypeCode[cacheTypes[this.cacheType]], options.cacheBytes ?? 0, deviceCode[deviceOf(undefined)]));
+    this.pool = createPool({ layers: config.layers.length, kvHeads: config.kvHeads, headDim: config.headDim, type: this.cacheType }, options.cacheBytes ?? 0);
   }
   private readonly loader: WeightLoader;
   /** One a policy, for as long as that is in use: servers make a policy for each session. */
@@ -269,7 +269,7 @@ async function allSettled<T extends unknown[]>(...work: { [K in keyof T]: Promis
 }
 
 function checkLoadOptions(options: LoadOptions): void {
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object", options);
+  checkOptionsObject(options);
   checkSignal("options.signal", options.signal);
   checkCallback("options.onProgress", options.onProgress);
   threadCount(options.threads);

@@ -2,7 +2,7 @@ import type { PromptFilter } from "../cache/gemfilter.js";
 import { checkPolicy, type CachePolicy } from "../cache/policy.js";
 import { pageTokens } from "../cache/types.js";
 import { commonLength } from "../draft/common.js";
-import { numberOption } from "../check.js";
+import { checkOptionsObject, numberOption } from "../check.js";
 import type { Drafter } from "../draft/drafter.js";
 import { DraftTree } from "../draft/tree.js";
 import { AbortError, ArgumentError, BusyError, ContextOverflowError, invalidArgument } from "../errors.js";
@@ -72,7 +72,7 @@ export interface SessionOptions {
 const leastShared = pageTokens;
 
 function checkSessionOptions(options: SessionOptions, layers: number): SessionOptions {
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object", options);
+  checkOptionsObject(options);
   const { cache, whenFull, draft, draftNodes: nodes, onDraft } = options;
   if (cache !== undefined) checkPolicy("options.cache", cache);
   const { filter } = options;

@@ -100,9 +100,9 @@ export const rmsNorm = (x: Tensor<"f32">, weight: Tensor<"f32">, options: { read
 
 /** Layer norm of each row (arXiv 1607.06450): x f32 `[rows, width]`, weight and bias f32 `[width]`. */
 export const layerNorm = (x: Tensor<"f32">, weight: Tensor<"f32">, options: { readonly bias?: Tensor<"f32">; readonly epsilon?: number } & RunOptions = {}): Promise<Results<"out">> =>
-  run("layerNorm", { x, weight, ...(options?.bias !== undefined && { bias: options.bias }) }, options, (v, o) => {
-    const { epsilon = 1e-5 } = o as { epsilon?: number };
-    return { out: norms.layerNorm(v["x"]!, v["weight"]!, v["bias"], { epsilon }) };
+  run("layerNorm", { x, weight }, options, (v, o) => {
+    const { bias, epsilon = 1e-5 } = o as { bias?: Value; epsilon?: number };
+    return { out: norms.layerNorm(v["x"]!, v["weight"]!, bias, { epsilon }) };
   });
 
 /** softmax(x · scale) along the last axis; a row of only −∞ gives zeros. */

@@ -1,4 +1,4 @@
-import { invalidArgument } from "../errors.js";
+import { checkOptionsObject } from "../check.js";
 import { checkSide, gridPool } from "./grid.js";
 import type { Reduction } from "./reduction.js";
 
@@ -13,7 +13,7 @@ export interface AdaptivePoolOptions {
 
 /** Any number of tokens out of a grid (TokenFLEX's pooling, arXiv 2504.03154): new (i, j) is the mean over rows ⌊i·h/outH⌋ … ⌈(i+1)·h/outH⌉−1, columns likewise. */
 export function adaptivePool(options: AdaptivePoolOptions): Reduction {
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object with height, width, outHeight and outWidth", options);
+  checkOptionsObject(options, "an object with height, width, outHeight and outWidth");
   const [height, width, outHeight, outWidth] = (["height", "width", "outHeight", "outWidth"] as const).map((side) => checkSide(`options.${side}`, options[side])) as [number, number, number, number];
   return gridPool("adaptivePool", { height, width, usedHeight: height, usedWidth: width, outHeight, outWidth });
 }

@@ -1,4 +1,4 @@
-import { numberOption } from "../check.js";
+import { checkOptionsObject, numberOption } from "../check.js";
 import { invalidArgument } from "../errors.js";
 import { bipartiteMatch, keepTokens, keptMap, uniqueRows } from "../ops/reduce.js";
 import { checkLayers } from "./schedule.js";
@@ -26,7 +26,7 @@ export interface CorrelationGuidedOptions {
  * of the largest attention of the class token. How many that are depends on the data.
  */
 export function correlationGuided(options: CorrelationGuidedOptions = {}): Reduction {
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object", options);
+  checkOptionsObject(options);
   const { merge = false, layers: only } = options, { classToken } = checkSpecialTokens(options, false), threshold = numberOption("options.threshold", options.threshold, 0.8, -1, 1), first = Number(classToken);
   checkLayers("options.layers", only);
   if (typeof merge !== "boolean") throw invalidArgument("options.merge", "a boolean", merge);

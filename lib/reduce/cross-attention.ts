@@ -1,3 +1,4 @@
+import { checkOptionsObject } from "../check.js";
 import { invalidArgument } from "../errors.js";
 import type { Value } from "../graph/value.js";
 import { activation, add } from "../ops/activation.js";
@@ -63,7 +64,7 @@ function windows({ height, width, rows, cols }: CrossAttentionOptions): number[]
 export async function crossAttentionCompress(
   global: Tensor<"f32">, crops: Tensor<"f32">, weights: CrossAttentionWeights, options: CrossAttentionOptions,
 ): Promise<{ readonly tokens: Tensor<"f32">; readonly sizes: Tensor<"f32">; readonly source: Tensor<"i32"> }> {
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object with height, width, rows, cols and heads", options);
+  checkOptionsObject(options, "an object with height, width, rows, cols and heads");
   const { height, width, rows, cols, heads, innerEpsilon = 1e-6 } = options, tokens = height * width, seen = rows * cols;
   for (const name of ["height", "width", "rows", "cols", "heads"] as const) integer(`options.${name}`, options[name], 1, 4096);
   number("options.innerEpsilon", innerEpsilon, 0, 1);

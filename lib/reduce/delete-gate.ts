@@ -1,4 +1,4 @@
-import { invalidArgument } from "../errors.js";
+import { checkOptionsObject } from "../check.js";
 import { rmsNorm } from "../ops/norm.js";
 import { number, runOptions, shaped, viewAs } from "../ops/reduce-eager.js";
 import { rowProducts } from "../ops/reduce.js";
@@ -31,7 +31,7 @@ export interface DeleteGateOptions extends RunOptions {
 /** MrT5's delete gate (arXiv 2410.20771) on x f32 `[batch, tokens, width]`: gate f32 `[batch, tokens]` = k · sigmoid(−(norm(x) · w + b)), which is an additive attention mask too; rows above the threshold are copied. */
 export async function deleteGate(x: Tensor<"f32">, weights: DeleteGateWeights, options: DeleteGateOptions = {}): Promise<Chosen & { readonly gate: Tensor<"f32"> }> {
   const [batch, tokens, width] = shaped("x", x, "f32", null, null, null).shape as [number, number, number];
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object", options);
+  checkOptionsObject(options);
   const { k = -10, epsilon = 1e-6, padding } = options, { threshold = k / 2 } = options, { norm } = weights ?? {};
   number("options.k", k, -Number.MAX_VALUE, 0);
   number("options.threshold", threshold, -Number.MAX_VALUE, Number.MAX_VALUE);

@@ -1,3 +1,4 @@
+import { checkOptionsObject } from "../check.js";
 import { invalidArgument } from "../errors.js";
 import { reduceRows } from "../ops/cache-policy.js";
 import { integer, reshaped, shaped, viewAs } from "../ops/reduce-eager.js";
@@ -23,7 +24,7 @@ export interface Convolution {
 export async function explanationConv(
   attention: Tensor<"f32">, layers: readonly Convolution[], options: { readonly height: number; readonly width: number; readonly keep: number } & RunOptions,
 ): Promise<{ readonly scores: Tensor<"f32">; readonly index: Tensor<"i32"> }> {
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object with height, width and keep", options);
+  checkOptionsObject(options, "an object with height, width and keep");
   const { height, width, keep } = options, tokens = integer("options.height", height, 1) * integer("options.width", width, 1);
   integer("options.keep", keep, 0, tokens);
   const [batch, heads] = shaped("attention", attention, "f32", null, null, null, tokens).shape as [number, number];

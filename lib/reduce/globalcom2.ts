@@ -1,3 +1,4 @@
+import { checkOptionsObject } from "../check.js";
 import { invalidArgument } from "../errors.js";
 import { integer, number, resizeBilinear, runOptions, shaped } from "../ops/reduce-eager.js";
 import type { RunOptions } from "../schedule.js";
@@ -30,7 +31,7 @@ interface Checked {
 }
 
 function checked(options: GlobalCom2Options): Checked {
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object with rows, cols and grid", options);
+  checkOptionsObject(options, "an object with rows, cols and grid");
   const { rows, cols, grid, ratio = 0.25, temperature = 10, imageWidth, imageHeight } = options;
   for (const [name, value] of Object.entries({ rows, cols, grid })) integer(`options.${name}`, value, 1, 4096);
   number("options.ratio", ratio, 0, 1);

@@ -1,4 +1,4 @@
-import { invalidArgument } from "../errors.js";
+import { checkOptionsObject } from "../check.js";
 import { integer, number, rowProducts, runOptions, shaped } from "../ops/reduce-eager.js";
 import type { RunOptions } from "../schedule.js";
 import { tensor, type Tensor } from "../tensor.js";
@@ -18,7 +18,7 @@ export interface InactiveHeadsOptions extends RunOptions {
 /** Which heads look at an image (YOPO, arXiv 2410.06169): attention f32 `[samples, heads, queries, keys]` → ratio f32 `[samples, heads]`, votes i32 and active u8 `[heads]`. */
 export async function inactiveHeads(attention: Tensor<"f32">, options: InactiveHeadsOptions): Promise<{ readonly ratio: Tensor<"f32">; readonly votes: Tensor<"i32">; readonly active: Tensor<"u8"> }> {
   const [samples, heads, queries, keys] = shaped("attention", attention, "f32", null, null, null, null).shape as [number, number, number, number];
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object with visualStart and visualCount", options);
+  checkOptionsObject(options, "an object with visualStart and visualCount");
   const { visualStart, visualCount, threshold = 0.2, vote = 0.4 } = options, end = integer("options.visualStart", visualStart, 0, keys) + integer("options.visualCount", visualCount, 0, keys - visualStart);
   number("options.threshold", threshold, 0, Number.MAX_VALUE);
   number("options.vote", vote, 0, 1);

@@ -1,3 +1,4 @@
+import { checkOptionsObject } from "../check.js";
 import { invalidArgument } from "../errors.js";
 import { checkSide, gridPool } from "./grid.js";
 import type { Reduction } from "./reduction.js";
@@ -9,7 +10,7 @@ export const method = { recipe: "matryoshkaPool", paper: "Matryoshka Multimodal 
  * fill no window are dropped. Throws ArgumentError where that does not give `tokens` tokens.
  */
 export function matryoshkaPool(options: { readonly grid: number; readonly tokens: number }): Reduction {
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object with grid and tokens", options);
+  checkOptionsObject(options, "an object with grid and tokens");
   const grid = checkSide("options.grid", options.grid), tokens = checkSide("options.tokens", options.tokens);
   const window = Math.max(1, Math.trunc(Math.sqrt((grid * grid) / tokens))), out = Math.floor(grid / window);
   if (out * out !== tokens) throw invalidArgument("options.tokens", `a number that windows of a ${grid} × ${grid} grid give, such as ${out * out}`, tokens);

@@ -1,4 +1,4 @@
-import { invalidArgument } from "../errors.js";
+import { checkOptionsObject } from "../check.js";
 import { evaluate } from "../graph/evaluate.js";
 import type { Value } from "../graph/value.js";
 import { add } from "../ops/activation.js";
@@ -41,7 +41,7 @@ export async function pMod(
   shaped("branch", branch, "f32", batch, tokens, width);
   shaped("residual", residual, "f32", batch, tokens, width);
   shaped("target", target, "u8", batch, tokens);
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object with ratio", options);
+  checkOptionsObject(options, "an object with ratio");
   const { ratio, gateScale = 0.2, gateBias = 1 } = options;
   number("options.ratio", ratio, 0, 1);
   for (const [name, value] of Object.entries({ gateScale, gateBias })) number(`options.${name}`, value, -Number.MAX_VALUE, Number.MAX_VALUE);

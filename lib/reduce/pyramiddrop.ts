@@ -1,3 +1,4 @@
+import { checkOptionsObject } from "../check.js";
 import { invalidArgument } from "../errors.js";
 import { integer, number, shaped } from "../ops/reduce-eager.js";
 import type { RunOptions } from "../schedule.js";
@@ -32,7 +33,7 @@ export function pyramidCounts(imageTokens: number, ratios: readonly number[]): n
  */
 export async function pyramidDrop(x: Tensor<"f32">, query: Tensor<"f32">, key: Tensor<"f32">, options: PyramidDropOptions): Promise<Chosen & { readonly scores: Tensor<"f32">; readonly kept: readonly (readonly number[])[] }> {
   const [batch, length] = shaped("x", x, "f32", null, null, null).shape as [number, number];
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object with imageStart and imageTokens", options);
+  checkOptionsObject(options, "an object with imageStart and imageTokens");
   const { imageStart, imageTokens, ratios = [1, 0.5, 0.25, 0.125], stage = 0 } = options;
   integer("options.imageStart", imageStart, 0);
   integer("options.imageTokens", imageTokens, 0);

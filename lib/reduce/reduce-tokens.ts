@@ -1,3 +1,4 @@
+import { checkOptionsObject } from "../check.js";
 import { invalidArgument } from "../errors.js";
 import { evaluate } from "../graph/evaluate.js";
 import type { Value } from "../graph/value.js";
@@ -49,7 +50,7 @@ function unchanged(tokens: Tensor<"f32">, { sizes, source }: ReduceOptions): Red
 export async function reduceTokens(reduction: Reduction, tokens: Tensor<"f32">, options: ReduceOptions = {}): Promise<Reduced> {
   checkReduction("reduction", reduction);
   const [batch, count, width] = shaped("tokens", tokens, "f32", null, null, null).shape as [number, number, number];
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object", options);
+  checkOptionsObject(options);
   const { metric, scores, sizes, source, layer = 0, layers = 1 } = options;
   if (metric) shaped("options.metric", metric, "f32", batch, count, null);
   if (scores) shaped("options.scores", scores, "f32", batch, count);

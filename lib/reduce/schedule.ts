@@ -1,3 +1,4 @@
+import { checkOptionsObject } from "../check.js";
 import { invalidArgument } from "../errors.js";
 
 /**
@@ -87,7 +88,7 @@ const rounders = { truncate: Math.trunc, up: Math.ceil, even: roundEven };
 
 /** Reads keep or keepRate; shares are rounded as the paper does. */
 export function keeping(options: KeepOptions, rounding: "truncate" | "even" | "up"): Keeping {
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object with keep or keepRate", options);
+  checkOptionsObject(options, "an object with keep or keepRate");
   const { keep, keepRate, layers: only } = options;
   if ((keep === undefined) === (keepRate === undefined)) throw invalidArgument("options", "either keep or keepRate", options);
   if (keep !== undefined) checkSchedule("options.keep", keep, { low: 0, high: Infinity, whole: true });

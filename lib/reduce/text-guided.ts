@@ -1,3 +1,4 @@
+import { checkOptionsObject } from "../check.js";
 import { invalidArgument } from "../errors.js";
 import { integer, number, shaped } from "../ops/reduce-eager.js";
 import type { RunOptions } from "../schedule.js";
@@ -52,7 +53,7 @@ function above(scores: Float32Array, threshold: number): number[] {
  * tokens; softmax over those, mean over heads.
  */
 export async function textGuided(query: Tensor<"f32">, key: Tensor<"f32">, options: TextGuidedOptions): Promise<TextGuided> {
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object with height, width, tilesHeight, tilesWidth and ratio or threshold", options);
+  checkOptionsObject(options, "an object with height, width, tilesHeight, tilesWidth and ratio or threshold");
   const { height, width, tilesHeight, tilesWidth, maxTiles, ratio, threshold } = options, n = integer("options.height", height, 1) * integer("options.width", width, 1);
   const tiles = integer("options.tilesHeight", tilesHeight, 1) * integer("options.tilesWidth", tilesWidth, 1);
   if ((ratio === undefined) === (threshold === undefined)) throw invalidArgument("options", "either ratio or threshold", options);

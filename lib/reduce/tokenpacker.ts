@@ -1,3 +1,4 @@
+import { checkOptionsObject } from "../check.js";
 import { invalidArgument } from "../errors.js";
 import type { Value } from "../graph/value.js";
 import { activation } from "../ops/activation.js";
@@ -47,7 +48,7 @@ export interface Packed extends Disposable {
 
 /** TokenPacker (arXiv 2407.02392): x f32 `[batch, grid², width]`, features f32 `[batch, grid², featureWidth]` of several layers side by side. */
 export async function tokenPacker(x: Tensor<"f32">, features: Tensor<"f32">, weights: TokenPackerWeights, options: TokenPackerOptions): Promise<Packed> {
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object with grid, scale and heads", options);
+  checkOptionsObject(options, "an object with grid, scale and heads");
   const { grid, scale, heads, epsilon = 1e-6 } = options;
   integer("options.grid", grid, 1, 4096);
   if (grid % integer("options.scale", scale, 1, grid) !== 0) throw invalidArgument("options.scale", `a divisor of ${grid}`, scale);

@@ -1,3 +1,4 @@
+import { checkOptionsObject } from "../check.js";
 import { invalidArgument } from "../errors.js";
 import { checkSide } from "./grid.js";
 import { bipartiteMatch } from "../ops/reduce.js";
@@ -38,7 +39,7 @@ function destinationsOf({ width, height, strideX = 2, strideY = 2, destinations 
  * random: give them, or take the corner of every cell.
  */
 export function toMeSd(options: ToMeSdOptions): Reduction {
-  if (typeof options !== "object" || options === null) throw invalidArgument("options", "an object with width, height and perLayer", options);
+  checkOptionsObject(options, "an object with width, height and perLayer");
   const { perLayer, destinations } = options;
   for (const side of ["width", "height"] as const) checkSide(`options.${side}`, options[side]);
   if (destinations !== undefined && !Array.isArray(destinations)) throw invalidArgument("options.destinations", "an array of numbers", destinations);
