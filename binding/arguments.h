@@ -30,6 +30,15 @@ class Arguments {
     return int64_t(number);
   }
 
+  // Null for this processor.
+  Device* device(Napi::Value value) {
+    if (integer(value, "device", 0, 1) == 0) return nullptr;
+    std::string why;
+    Device* found = Device::cuda(why);
+    if (!found) set("device", "there is no CUDA device: see tokenloom info --devices");
+    return found;
+  }
+
   Napi::Array array(Napi::Value value, const char* name) {
     if (value.IsArray()) return value.As<Napi::Array>();
     set(name, "expected an array");

@@ -93,8 +93,7 @@ class RunProgram : public Work {
       return {Code::memory, "run", "kept", "out of memory"};
     }
     held.finishKeep();
-    const Code thrown = pool.takeFailure();
-    return thrown == Code::ok ? Status{} : Status{thrown, "run", "kept", "a thread's part failed"};
+    return pool.takeFailure("run", "kept");
   }
 
   void finished() override {
@@ -160,11 +159,7 @@ Napi::Value run(const Napi::CallbackInfo& info) {
       }
     }
     if (arguments.ok() && (program.cache().binding >= 0) != bool(work->cache)) arguments.set("bindings", "the program needs a cache");
-    if (arguments.integer(info[6], "device", 0, 1) == 1) {
-      std::string why;
-      work->device = Device::cuda(why);
-      if (!work->device) arguments.set("device", "there is no CUDA device: see tokenloom info --devices");
-    }
+    work->device = arguments.device(info[6]);
     work->residents.resize(work->bindings.size());
     if (!arguments.ok()) return arguments.fail();
     work->cancel = static_cast<int32_t*>(cancel.data);

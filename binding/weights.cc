@@ -11,12 +11,6 @@ namespace {
 
 constexpr int64_t kMostRows = int64_t(1) << 40;
 
-// What a thread of the pool threw, as a status.
-Status threadFailure(const char* op) {
-  const Code thrown = ThreadPool::shared().takeFailure();
-  return thrown == Code::ok ? Status{} : Status{thrown, op, "", "a thread's part failed"};
-}
-
 StoredRows storedRows(Arguments& arguments, Napi::Value part) {
   StoredRows rows;
   rows.path = arguments.text(arguments.field(part, "path"), "path");
@@ -45,7 +39,7 @@ class LoadWeights : public Work {
       weights_.push_back(std::make_shared<Weight>());
       const Item& wanted = items[size_t(item)];
       TL_TRY(loadPacked(wanted.parts, wanted.columns, activeTable(), ThreadPool::shared(), cancel, weights_.back()->packed));
-      TL_TRY(threadFailure("load"));
+      TL_TRY(ThreadPool::shared().takeFailure("load"));
     }
     return {};
   }
@@ -106,7 +100,7 @@ class PackWeight : public Work {
     if (!turn.ok()) return {Code::memory, "pack", "threads", "out of memory"};
     TL_TRY(packFloats(static_cast<const float*>(values.data), rows, columns, static_cast<const float*>(rowScale.data), storage, activeTable(),
                       ThreadPool::shared(), cancel, weight_->packed, relativeError_));
-    return threadFailure("pack");
+    return ThreadPool::shared().takeFailure("pack");
   }
   Napi::Value result(Napi::Env env) override {
     Napi::Object info = Napi::Object::New(env);

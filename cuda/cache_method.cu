@@ -4,13 +4,6 @@
 namespace tl::cuda {
 namespace {
 
-Status contiguousRows(const char* op, const char* name, const View& view, DType type, int64_t rows, int64_t width) {
-  if (view.dtype != type) return argumentError(op, name, "has another element type than expected", int64_t(view.dtype));
-  if (view.rank < 1 || !view.rowsAreUniform() || (view.rows() > 1 && view.rowStride() != width)) return argumentError(op, name, "must be contiguous", view.rank);
-  if (view.rows() != rows || view.lastDim() != width) return shapeError(op, name, "has another shape than expected", rows * width, view.count());
-  return {};
-}
-
 constexpr int kWarps = kCacheThreads / kWarp;
 
 // A warp a row.
@@ -146,27 +139,18 @@ __global__ void __launch_bounds__(kCacheThreads) markAbove(const float* scores, 
 Status quantizeRows(const QuantizeRowsArgs& args, DeviceContext& context) {
   constexpr const char* op = "quantizeRows";
   Rows x;
-  TL_TRY(floatRows(op, "x", args.x, x));
-  const bool four = args.bits == 4;
-  if (!four && args.bits != 8) return argumentError(op, "bits", "must be 4 or 8", int64_t(args.bits));
-  if (x.width < 1) return shapeError(op, "x", "must have columns", 1, x.width);
-  const int64_t groups = four ? ceilDiv(x.width, kPageGroup) : 1;
-  TL_TRY(contiguousRows(op, "q", args.q, DType::u8, x.rows, four ? (x.width + 1) / 2 : x.width));
-  TL_TRY(contiguousRows(op, "scale", args.scale, DType::f32, x.rows, groups));
-  TL_TRY(contiguousRows(op, "dequantized", args.dequantized, DType::f32, x.rows, x.width));
+  int64_t bytes, groups;
+  TL_TRY(openQuantizeRows(args, kPageGroup, x, bytes, groups));
   const dim3 grid(unsigned(ceilDiv(x.rows, kWarps)));
-  if (!four) return launch(op, context, quantize8, grid, dim3(kCacheThreads), 0, x, args.q.as<int8_t>(), args.scale.as<float>(), args.dequantized.as<float>());
-  TL_TRY(contiguousRows(op, "minimum", args.minimum, DType::f32, x.rows, groups));
+  if (args.bits == 8) return launch(op, context, quantize8, grid, dim3(kCacheThreads), 0, x, args.q.as<int8_t>(), args.scale.as<float>(), args.dequantized.as<float>());
   return launch(op, context, quantize4, grid, dim3(kCacheThreads), 0, x, args.q.as<uint8_t>(), args.scale.as<float>(), args.minimum.as<float>(), args.dequantized.as<float>());
 }
 
 Status mergeEvicted(const MergeEvictedArgs& args, DeviceContext& context) {
   constexpr const char* op = "mergeEvicted";
   const View& key = args.key;
-  if (key.rank != 3) return shapeError(op, "key", "must be [heads, tokens, headDim]", 3, key.rank);
+  TL_TRY(checkMergeEvicted(args));
   const int64_t heads = key.dims[0], tokens = key.dims[1], n = key.dims[2];
-  for (const View* view : {&args.key, &args.value, &args.out}) TL_TRY(contiguousRows(op, view == &args.key ? "key" : view == &args.value ? "value" : "out", *view, DType::f32, heads * tokens, n));
-  TL_TRY(contiguousRows(op, "kept", args.kept, DType::u8, heads, tokens));
   if (args.out.data == args.value.data && tokens > 0) return argumentError(op, "out", "must not be the values");
   int32_t* targets = nullptr;
   float* weights = nullptr;

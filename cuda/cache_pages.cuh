@@ -36,6 +36,17 @@ inline Status openScores(const char* op, const View& view, const CacheLayer& lay
   return {};
 }
 
+// What an op works on that gives a score to each token of a layer: cache, layer and out of `args`.
+struct Scoring {
+  CacheLayer layer;
+  Pages pages;
+  Rows out;
+};
+template <typename Args> Status openScoring(const char* op, const Args& args, DeviceContext& context, Scoring& s) {
+  TL_TRY(openPages(op, args.cache, args.layer, context, s.layer, s.pages));
+  return openScores(op, args.out, s.layer, s.pages.kvHeads, s.out);
+}
+
 // The scores kept beside the tokens are the host's: they come and go with the op, as rows of `width`.
 inline Status copyScores(const char* op, const CacheLayer& layer, DeviceContext& context, int64_t width, float** rows) {
   const int32_t heads = layer.cache->shape.kvHeads;

@@ -118,11 +118,9 @@ Status cacheObserve(const CacheObserveArgs& args, DeviceContext& context) {
 
 Status cacheScores(const CacheScoresArgs& args, DeviceContext& context) {
   constexpr const char* op = "cacheScores";
-  CacheLayer layer;
-  Pages pages;
-  Rows out;
-  TL_TRY(openPages(op, args.cache, args.layer, context, layer, pages));
-  TL_TRY(openScores(op, args.out, layer, pages.kvHeads, out));
+  Scoring scoring;
+  TL_TRY(openScoring(op, args, context, scoring));
+  const auto& [layer, pages, out] = scoring;
   if (!layer.cache->scores) return argumentError(op, "cache", "keeps no scores: it has to be told to observe");
   if (!(args.seen >= 0)) return argumentError(op, "seen", "must be 0 or more");
   float* scores = nullptr;
@@ -132,22 +130,18 @@ Status cacheScores(const CacheScoresArgs& args, DeviceContext& context) {
 
 Status cacheNorms(const CacheNormsArgs& args, DeviceContext& context) {
   constexpr const char* op = "cacheNorms";
-  CacheLayer layer;
-  Pages pages;
-  Rows out;
-  TL_TRY(openPages(op, args.cache, args.layer, context, layer, pages));
-  TL_TRY(openScores(op, args.out, layer, pages.kvHeads, out));
+  Scoring scoring;
+  TL_TRY(openScoring(op, args, context, scoring));
+  const auto& [layer, pages, out] = scoring;
   if (args.order != 1 && args.order != 2) return argumentError(op, "order", "must be 1 or 2", int64_t(args.order));
   return launch(op, context, normTokens, tokenGrid(out.width, pages.kvHeads), dim3(kCacheThreads), 0, pages, args.values != 0, args.order == 1, float(args.scale), out);
 }
 
 Status cacheKeyDiff(const CacheKeyDiffArgs& args, DeviceContext& context) {
   constexpr const char* op = "cacheKeyDiff";
-  CacheLayer layer;
-  Pages pages;
-  Rows out;
-  TL_TRY(openPages(op, args.cache, args.layer, context, layer, pages));
-  TL_TRY(openScores(op, args.out, layer, pages.kvHeads, out));
+  Scoring scoring;
+  TL_TRY(openScoring(op, args, context, scoring));
+  const auto& [layer, pages, out] = scoring;
   float *norms = nullptr, *mean = nullptr;
   TL_TRY(context.scratch(op, pages.kvHeads * std::max<int64_t>(layer.mostKeys, 1), &norms));
   TL_TRY(context.scratch(op, pages.kvHeads * pages.dim, &mean));
@@ -158,11 +152,9 @@ Status cacheKeyDiff(const CacheKeyDiffArgs& args, DeviceContext& context) {
 
 Status cacheQueryScores(const CacheQueryScoresArgs& args, DeviceContext& context) {
   constexpr const char* op = "cacheQueryScores";
-  CacheLayer layer;
-  Pages pages;
-  Rows out;
-  TL_TRY(openPages(op, args.cache, args.layer, context, layer, pages));
-  TL_TRY(openScores(op, args.out, layer, pages.kvHeads, out));
+  Scoring scoring;
+  TL_TRY(openScoring(op, args, context, scoring));
+  const auto& [layer, pages, out] = scoring;
   const View& query = args.query;
   TL_TRY(checkType(op, "query", query, DType::f32, -1, -1, pages.dim));
   if (query.dims[0] < 1) return shapeError(op, "query", "must be [1 or more, heads, headDim]", 1, query.dims[0]);
@@ -173,11 +165,9 @@ Status cacheQueryScores(const CacheQueryScoresArgs& args, DeviceContext& context
 
 Status cacheRandom(const CacheRandomArgs& args, DeviceContext& context) {
   constexpr const char* op = "cacheRandom";
-  CacheLayer layer;
-  Pages pages;
-  Rows out;
-  TL_TRY(openPages(op, args.cache, args.layer, context, layer, pages));
-  TL_TRY(openScores(op, args.out, layer, pages.kvHeads, out));
+  Scoring scoring;
+  TL_TRY(openScoring(op, args, context, scoring));
+  const auto& [layer, pages, out] = scoring;
   if (!(args.seed >= 0 && args.seed <= 9007199254740992.0)) return argumentError(op, "seed", "must be an integer in 0 … 2^53");
   return launch(op, context, randomScores, tokenGrid(out.width, pages.kvHeads), dim3(kCacheThreads), 0, pages, uint64_t(args.seed), out);
 }

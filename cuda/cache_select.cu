@@ -101,12 +101,7 @@ __global__ void __launch_bounds__(kSelectThreads) keepAcrossHeads(Rows scores, R
 Status poolScores(const PoolScoresArgs& args, DeviceContext& context) {
   constexpr const char* op = "poolScores";
   Rows x, out;
-  TL_TRY(floatRows(op, "x", args.x, x));
-  TL_TRY(floatRows(op, "out", args.out, out));
-  TL_TRY(sameShape(op, "out", x, out));
-  if (!(args.kernel >= 1) || std::fmod(args.kernel, 2) != 1) return argumentError(op, "kernel", "must be odd", int64_t(args.kernel));
-  if (!(args.last >= 0)) return argumentError(op, "last", "must be 0 or more");
-  if (x.data == out.data && x.rows > 0) return argumentError(op, "out", "must not be x");
+  TL_TRY(openPoolScores(args, x, out));
   CacheLayer layer;
   RowLengths lengths;
   TL_TRY(openLengths(op, args.cache, args.layer, x.width, context, layer, lengths));

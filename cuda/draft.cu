@@ -306,7 +306,7 @@ Status verifyTree(const VerifyTreeArgs& args, DeviceContext& context) {
     out.logProb = args.logProb.as<float>();
   }
   if (!(args.repeatLastTokens >= 0)) return argumentError(op, "repeatLastTokens", "must be at least 0");
-  TL_TRY(checkSampler(op, v.logits.width, args.history, args.temperature, args.topK, args.topP, args.minP, args.repeatPenalty, args.seed, args.stream, args.position));
+  TL_TRY(checkChain(op, v.logits.width, args));
   v.tokens = args.tokens.as<const int32_t>();
   v.parents = args.parents.as<const int32_t>();
   v.past = args.history.present() ? args.history.dims[0] : 0;

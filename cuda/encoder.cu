@@ -53,16 +53,10 @@ Status imagePatches(const ImagePatchesArgs& args, DeviceContext& context) {
   constexpr const char* op = "imagePatches";
   const View& pixels = args.pixels;
   Rows out;
-  TL_TRY(floatRows(op, "out", args.out, out));
-  if (pixels.dtype != DType::u8 || pixels.rank != 4) return argumentError(op, "pixels", "must be u8 [images, height, width, channels]", int64_t(pixels.dtype));
-  const int64_t images = pixels.dims[0], channels = pixels.dims[3], patch = int64_t(args.patch), prefix = int64_t(args.prefix);
-  if (patch < 1 || prefix < 0 || pixels.dims[1] % patch != 0 || pixels.dims[2] % patch != 0) return shapeError(op, "pixels", "must be whole patches", patch, pixels.dims[1]);
-  if (pixels.strides[3] != 1 || pixels.strides[2] != channels) return argumentError(op, "pixels", "must have contiguous rows", pixels.strides[2]);
-  const int64_t across = pixels.dims[2] / patch, each = prefix + pixels.dims[1] / patch * across, line = patch * channels;
-  if (out.rows != images * each) return shapeError(op, "out", "must have one row a patch", images * each, out.rows);
-  if (out.width != patch * line) return shapeError(op, "out", "must have one column a number of a patch", patch * line, out.width);
+  Patches at;
+  TL_TRY(openPatches(args, out, at));
   TL_TRY(checkGrid(op, out.rows));
-  return launch(op, context, cutPatches, dim3(unsigned(out.rows)), dim3(kThreads), 0, Pixels{pixels.as<const uint8_t>(), pixels.strides[0], pixels.strides[1], patch, prefix, across, each, line}, out);
+  return launch(op, context, cutPatches, dim3(unsigned(out.rows)), dim3(kThreads), 0, Pixels{pixels.as<const uint8_t>(), pixels.strides[0], pixels.strides[1], at.patch, at.prefix, at.across, at.each, at.line}, out);
 }
 
 Status poolSequences(const PoolSequencesArgs& args, DeviceContext& context) {

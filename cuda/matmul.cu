@@ -170,14 +170,6 @@ constexpr size_t manyBytes(int parts) {
          2 * sharedBytes<float>(kStep * parts * kRows);
 }
 
-Status floatOperand(const char* name, const View& view, int64_t rows, int64_t columns) {
-  if (view.dtype != DType::f32) return argumentError("matmul", name, "must be f32", int64_t(view.dtype));
-  if (view.rank < 1 || !view.rowsAreUniform()) return argumentError("matmul", name, "must have rows at one stride", view.rank);
-  if (view.lastDim() != columns) return shapeError("matmul", name, "must have one element a weight row", columns, view.lastDim());
-  if (view.rows() != rows) return shapeError("matmul", name, "must have one row a token", rows, view.rows());
-  return {};
-}
-
 }  // namespace
 
 Status matmulInteger(const Matmul& m, DeviceContext& context) {
@@ -203,17 +195,17 @@ Status matmul(const MatmulArgs& args, DeviceContext& context) {
   if (!integer && !args.x.rowsAreUniform()) return argumentError("matmul", "x", "must have rows at one stride", args.x.rank);
   m.x = args.x.as<const std::byte>();
   m.n = args.x.rows();
-  m.xStride = integer ? q8RowBytes(m.weight.columns) : args.x.rowStride() * int64_t(sizeof(float));
-  TL_TRY(floatOperand("out", args.out, m.n, m.weight.rows));
+  m.xStride = integer ? quantizedRowBytes(m.weight.columns) : args.x.rowStride() * int64_t(sizeof(float));
+  TL_TRY(checkProduct("out", args.out, m.n, m.weight.rows));
   m.out = args.out.as<float>();
   m.outStride = args.out.rowStride();
   if (args.residual.present()) {
-    TL_TRY(floatOperand("residual", args.residual, m.n, m.weight.rows));
+    TL_TRY(checkProduct("residual", args.residual, m.n, m.weight.rows));
     m.residual = args.residual.as<const float>();
     m.residualStride = args.residual.rowStride();
   }
   if (args.bias.present()) {
-    TL_TRY(floatOperand("bias", args.bias, 1, m.weight.rows));
+    TL_TRY(checkProduct("bias", args.bias, 1, m.weight.rows));
     m.bias = args.bias.as<const float>();
   }
   m.activation = int(args.activation);

@@ -77,14 +77,7 @@ Status layerNorm(const LayerNormArgs& args, DeviceContext& context) {
 }
 
 Status headNorm(const HeadNormArgs& args, DeviceContext& context) {
-  for (const View* view : {&args.x, &args.out}) {
-    const char* name = view == &args.x ? "x" : "out";
-    if (view->dtype != DType::f32) return argumentError("headNorm", name, "must be f32", int64_t(view->dtype));
-    if (view->rank != 3) return shapeError("headNorm", name, "must be [n, heads, headDim]", 3, view->rank);
-    if (view->dims[2] > 1 && view->strides[2] != 1) return argumentError("headNorm", name, "must have contiguous heads", view->strides[2]);
-    for (int axis = 0; axis < 3; ++axis)
-      if (view->dims[axis] != args.x.dims[axis]) return shapeError("headNorm", name, "must have the shape of x", args.x.dims[axis], view->dims[axis]);
-  }
+  TL_TRY(checkHeads("headNorm", args.x, args.out));
   const View &x = args.x, &out = args.out;
   TL_TRY(vectorOperand("headNorm", "weight", args.weight, x.dims[2]));
   TL_TRY(checkGrid("headNorm", x.dims[0] * x.dims[1]));

@@ -133,6 +133,13 @@ __global__ void logarithms(const float* sizes, int64_t n, float* out) {
   if (i < n) out[i] = sizes[i] == 1 ? 0.0f : float(log(double(sizes[i])));
 }
 
+// Where each row goes, and where the sequences begin then: bounds, map and newBounds of `args`.
+template <typename Args> Status openPlaces(const char* op, const Args& args, int64_t rows, Sequences& sequences, int32_t*& map, int32_t*& newBounds) {
+  TL_TRY(openSequences(op, "bounds", args.bounds, rows, sequences));
+  TL_TRY(flat(op, "map", args.map, DType::i32, rows, map));
+  return flat(op, "newBounds", args.newBounds, DType::i32, sequences.count + 1, newBounds);
+}
+
 }  // namespace
 
 Status countTokens(const CountTokensArgs& args, DeviceContext& context) {
@@ -165,9 +172,7 @@ Status keptMap(const KeptMapArgs& args, DeviceContext& context) {
   uint8_t* kept;
   int32_t *map, *newBounds;
   TL_TRY(flat(op, "kept", args.kept, DType::u8, rows, kept));
-  TL_TRY(openSequences(op, "bounds", args.bounds, rows, sequences));
-  TL_TRY(flat(op, "map", args.map, DType::i32, rows, map));
-  TL_TRY(flat(op, "newBounds", args.newBounds, DType::i32, sequences.count + 1, newBounds));
+  TL_TRY(openPlaces(op, args, rows, sequences, map, newBounds));
   TL_TRY(launch(op, context, placeKept, dim3(unsigned(sequences.count)), dim3(kThreads), sharedBytes<int>(kWarp + 1), kept, sequences, int64_t(std::min(std::max(args.gather, 0.0), 0x1p30)), map, newBounds, rows));
   return launch(op, context, addBounds, dim3(1), dim3(kWarp), 0, newBounds, sequences.count);
 }
@@ -179,9 +184,7 @@ Status segmentMap(const SegmentMapArgs& args, DeviceContext& context) {
   uint8_t* boundary;
   int32_t *map, *newBounds;
   TL_TRY(flat(op, "boundary", args.boundary, DType::u8, rows, boundary));
-  TL_TRY(openSequences(op, "bounds", args.bounds, rows, sequences));
-  TL_TRY(flat(op, "map", args.map, DType::i32, rows, map));
-  TL_TRY(flat(op, "newBounds", args.newBounds, DType::i32, sequences.count + 1, newBounds));
+  TL_TRY(openPlaces(op, args, rows, sequences, map, newBounds));
   TL_TRY(launch(op, context, placeSegments, dim3(unsigned(sequences.count)), dim3(kThreads), sharedBytes<int>(kWarp + 1), boundary, sequences, args.start != 0, map, newBounds, rows));
   return launch(op, context, addBounds, dim3(1), dim3(kWarp), 0, newBounds, sequences.count);
 }

@@ -42,33 +42,16 @@ __global__ void rotate(Heads x, Heads out, int64_t tokens, int64_t heads, int64_
 Status ropeTable(const RopeTableArgs& args, DeviceContext& context) {
   const View &positions = args.positions, &frequencies = args.frequencies;
   Rows out;
-  TL_TRY(floatRows("ropeTable", "out", args.out, out));
-  if (positions.dtype != DType::i32) return argumentError("ropeTable", "positions", "must be i32", int64_t(positions.dtype));
-  if (frequencies.dtype != DType::i64) return argumentError("ropeTable", "frequencies", "must be i64 (bits of doubles)", int64_t(frequencies.dtype));
-  for (const View* view : {&positions, &frequencies})
-    if (view->rank != 1 || (view->dims[0] > 1 && view->strides[0] != 1))
-      return argumentError("ropeTable", view == &positions ? "positions" : "frequencies", "must be one contiguous row", view->rank);
+  TL_TRY(openRopeTable(args, out));
   const int64_t half = frequencies.dims[0];
-  if (out.rows != positions.dims[0]) return shapeError("ropeTable", "out", "must have one row a position", positions.dims[0], out.rows);
-  if (out.width != 2 * half) return shapeError("ropeTable", "out", "must have two columns a frequency", 2 * half, out.width);
   return launch("ropeTable", context, tabulate, dim3(unsigned(ceilDiv(out.rows * half, kThreads))), dim3(kThreads), 0, positions.as<const int32_t>(), frequencies.as<const double>(), half,
                 args.magnitude, out);
 }
 
 Status rope(const RopeArgs& args, DeviceContext& context) {
   const View &x = args.x, &out = args.out;
-  for (const View* view : {&x, &out}) {
-    const char* name = view == &x ? "x" : "out";
-    if (view->dtype != DType::f32) return argumentError("rope", name, "must be f32", int64_t(view->dtype));
-    if (view->rank != 3) return shapeError("rope", name, "must be [n, heads, headDim]", 3, view->rank);
-    if (view->dims[2] > 1 && view->strides[2] != 1) return argumentError("rope", name, "must have contiguous heads", view->strides[2]);
-    for (int axis = 0; axis < 3; ++axis)
-      if (view->dims[axis] != x.dims[axis]) return shapeError("rope", name, "must have the shape of x", x.dims[axis], view->dims[axis]);
-  }
   Rows table;
-  TL_TRY(floatRows("rope", "table", args.table, table));
-  if (table.rows != x.dims[0]) return shapeError("rope", "table", "must have one row a token", x.dims[0], table.rows);
-  if (table.width > x.dims[2] || table.width % 2 != 0) return shapeError("rope", "table", "must have an even dim of at most headDim", x.dims[2], table.width);
+  TL_TRY(openRope(args, table));
   const int64_t pairs = x.dims[0] * x.dims[1] * (x.dims[2] - table.width / 2);
   return launch("rope", context, rotate, dim3(unsigned(ceilDiv(pairs, kThreads))), dim3(kThreads), 0, Heads{x.as<float>(), x.strides[0], x.strides[1]},
                 Heads{out.as<float>(), out.strides[0], out.strides[1]}, x.dims[0], x.dims[1], x.dims[2], table, args.interleaved != 0);

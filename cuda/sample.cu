@@ -70,16 +70,8 @@ __global__ void __launch_bounds__(kSelectThreads) softmaxRows(Rows x, Rows out, 
 }
 
 Status rowsOfLogits(const char* op, const View& view, Rows& rows) {
-  TL_TRY(floatRows(op, "logits", view, rows));
-  TL_TRY(checkGrid(op, rows.rows));
-  return rows.width < 1 && rows.rows > 0 ? shapeError(op, "logits", "must have columns", 1, rows.width) : Status{};
-}
-
-Status columnOperand(const char* op, const char* name, const View& view, DType type, int64_t count) {
-  if (view.dtype != type) return argumentError(op, name, "has another element type than expected", int64_t(view.dtype));
-  if (view.count() != count) return shapeError(op, name, "must have one element a row", count, view.count());
-  if (view.lastDim() != count || (count > 1 && view.strides[view.rank - 1] != 1)) return argumentError(op, name, "must be contiguous", view.rank);
-  return {};
+  TL_TRY(openLogits(op, view, rows));
+  return checkGrid(op, rows.rows);
 }
 
 constexpr size_t kReduceBytes = sharedBytes<float>(kWarp + 1) + sharedBytes<double>(kWarp + 1);
@@ -91,7 +83,7 @@ Status sample(const SampleArgs& args, DeviceContext& context) {
   TL_TRY(vectorOperand("sample", "logits", args.logits, n));
   if (args.token.dtype != DType::i32 || args.token.count() != 1) return argumentError("sample", "token", "must be one i32", args.token.count());
   if (args.logProb.present() && (args.logProb.dtype != DType::f32 || args.logProb.count() != 1)) return argumentError("sample", "logProb", "must be one f32", args.logProb.count());
-  TL_TRY(checkSampler("sample", n, args.history, args.temperature, args.topK, args.topP, args.minP, args.repeatPenalty, args.seed, args.stream, args.position));
+  TL_TRY(checkChain("sample", n, args));
   const int64_t past = args.history.present() ? args.history.dims[0] : 0;
   float* penalised = nullptr;
   if (args.repeatPenalty != 1 && past > 0) TL_TRY(context.scratch("sample", n, &penalised));
@@ -102,19 +94,10 @@ Status sample(const SampleArgs& args, DeviceContext& context) {
 
 Status topK(const TopKArgs& args, DeviceContext& context) {
   Rows logits, values;
-  TL_TRY(rowsOfLogits("topK", args.logits, logits));
-  TL_TRY(floatRows("topK", "values", args.values, values));
+  TL_TRY(openTopK(args, logits, values));
+  TL_TRY(checkGrid("topK", logits.rows));
   const View& indices = args.indices;
-  const int64_t k = values.width;
-  if (values.rows != logits.rows) return shapeError("topK", "values", "must have as many rows as the logits", logits.rows, values.rows);
-  if (k < 1 || k > kMostCandidates) return argumentError("topK", "values", "must have 1 … 1024 columns", k);
-  if (k > logits.width) return shapeError("topK", "values", "has more columns than the logits", logits.width, k);
-  if (indices.dtype != DType::i32) return argumentError("topK", "indices", "must be i32", int64_t(indices.dtype));
-  if (indices.rank < 1 || !indices.rowsAreUniform()) return argumentError("topK", "indices", "must have rows at one stride", indices.rank);
-  if (indices.rows() != logits.rows) return shapeError("topK", "indices", "must have as many rows as the logits", logits.rows, indices.rows());
-  if (indices.lastDim() != k) return shapeError("topK", "indices", "must have the columns of `values`", k, indices.lastDim());
-  if (args.logSumExp.present()) TL_TRY(columnOperand("topK", "logSumExp", args.logSumExp, DType::f32, logits.rows));
-  return launch("topK", context, selectRows, dim3(unsigned(logits.rows)), dim3(kSelectThreads), sharedBytes<SamplerScratch>(1), logits, int(k), values, indices.as<int32_t>(), indices.rowStride(),
+  return launch("topK", context, selectRows, dim3(unsigned(logits.rows)), dim3(kSelectThreads), sharedBytes<SamplerScratch>(1), logits, int(values.width), values, indices.as<int32_t>(), indices.rowStride(),
                 args.logSumExp.present() ? args.logSumExp.as<float>() : nullptr, context.problems);
 }
 

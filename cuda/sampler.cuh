@@ -155,19 +155,4 @@ __device__ inline void penalise(const float* logits, int64_t n, const int32_t* i
   }
 }
 
-inline Status checkSampler(const char* op, int64_t vocabulary, const View& history, double temperature, double topK, double topP, double minP, double repeatPenalty, double seed, double stream, double position) {
-  const auto finite = [](double x) { return x - x == 0; };
-  if (vocabulary < 1) return shapeError(op, "logits", "must have elements", 1, 0);
-  if (!(temperature >= 0 && finite(temperature))) return argumentError(op, "temperature", "must be finite and at least 0");
-  if (!(topK >= 0)) return argumentError(op, "topK", "must be at least 0");
-  if (!(topP >= 0)) return argumentError(op, "topP", "must be at least 0");
-  if (!(minP >= 0 && minP <= 1)) return argumentError(op, "minP", "must lie in 0 … 1");
-  if (!(repeatPenalty > 0 && finite(repeatPenalty))) return argumentError(op, "repeatPenalty", "must be finite and positive");
-  for (const double number : {seed, stream, position})
-    if (!(number >= 0 && number <= 9007199254740992.0)) return argumentError(op, "seed, stream, position", "must be integers in 0 … 2^53");
-  if (history.present() && (history.dtype != DType::i32 || history.rank != 1 || (history.dims[0] > 1 && history.strides[0] != 1)))
-    return argumentError(op, "history", "must be one contiguous row of i32", history.rank);
-  return {};
-}
-
 }  // namespace tl::cuda

@@ -6,7 +6,6 @@
 namespace tl::cuda {
 
 constexpr int kSelectThreads = 256;
-constexpr int kMostCandidates = 1024;
 
 // Larger numbers have larger keys; NaN has the smallest. −0 and 0 are one.
 __device__ __forceinline__ uint32_t orderKey(float x) {

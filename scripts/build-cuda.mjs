@@ -2,7 +2,7 @@
 // addon opens beside itself (copied to build/Release where that is), with the CUDA runtime linked statically.
 // Architectures: 80, 86, 89, 90 and PTX of the last for later ones. What ptxas tells of each kernel goes to build/cuda/ptxas-ARCH.txt.
 import { spawn, spawnSync } from "node:child_process";
-import { copyFileSync, existsSync, mkdirSync, readdirSync, renameSync, statSync, writeFileSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { cpus } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -43,7 +43,7 @@ const sources = readdirSync(join(root, "cuda")).filter((name) => name.endsWith("
 const objectOf = (source) => join(folder, source.replace(/\.cu$/, ".o"));
 const textOf = (source) => join(folder, source.replace(/\.cu$/, ".ptxas.txt"));
 const marker = join(folder, "built.json");
-const same = existsSync(marker) && spawnSync("cat", [marker], { encoding: "utf8" }).stdout === stamp;
+const same = existsSync(marker) && readFileSync(marker, "utf8") === stamp;
 const stale = sources.filter((source) => {
   const object = objectOf(source);
   return !same || !existsSync(object) || statSync(object).mtimeMs < Math.max(shared, newest(join(root, "cuda", source)));

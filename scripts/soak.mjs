@@ -6,9 +6,9 @@
 //   node scripts/soak.mjs --table      writes the table only
 import { spawnSync } from "node:child_process";
 import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { cpus, totalmem } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { commit, machine } from "../bench/report.mjs";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 const at = (...parts) => join(root, ...parts);
@@ -25,12 +25,10 @@ if (unknown.length > 0) {
   process.exit(2);
 }
 
-function machine() {
-  const [cpu] = cpus();
-  return `${cpu?.model.trim() ?? process.arch}, ${cpus().length} cores, ${Math.round(totalmem() / 2 ** 30)} GB, ${process.platform}, Node ${process.version}`;
+function machineText() {
+  const { cpu, cores, memoryBytes, platform, node } = machine();
+  return `${cpu}, ${cores} cores, ${Math.round(memoryBytes / 2 ** 30)} GB, ${platform}, Node ${node}`;
 }
-
-const commit = () => spawnSync("git", ["rev-parse", "--short", "HEAD"], { cwd: root, encoding: "utf8" }).stdout.trim();
 
 /** A row's command: a test file of test/faults, or its own. */
 const commandOf = (row) => row.command ?? ["node", "--expose-gc", `build/test/faults/${row.test}.test.js`];
@@ -45,7 +43,7 @@ function run(command, sharing) {
   if (existsSync(store)) results = readJson(store); // two may run beside each other
   for (const row of sharing) {
     const path = at("build", "faults", `${row.name}.json`), figures = existsSync(path) ? readJson(path).figures : row.figures && passed ? figuresFrom(row, done.stdout) : {};
-    results[row.name] = { passed, scale, figures, seconds: Math.round((Date.now() - started) / 1000), date: new Date().toISOString().slice(0, 10), commit: commit(), machine: machine() };
+    results[row.name] = { passed, scale, figures, seconds: Math.round((Date.now() - started) / 1000), date: new Date().toISOString().slice(0, 10), commit: commit(), machine: machineText() };
     console.log(`${passed ? "ok  " : "FAIL"} ${row.name}: ${figuresText(figures)} (${results[row.name].seconds} s)`);
   }
   return passed;

@@ -69,8 +69,11 @@ function skip(stage, reason) {
   return 0;
 }
 
+let emulation;
+
 function hostEnvironment(schedule) {
-  return { ...process.env, TOKENLOOM_DEVICE: "cuda", TOKENLOOM_CUDA_LIBRARY: join(buildHost("plain", "tokenloom_cuda_host"), "libtokenloom_cuda_host.so"), TOKENLOOM_CUDA_HOST_SCHEDULE: schedule };
+  emulation ??= join(buildHost("plain", "tokenloom_cuda_host"), "libtokenloom_cuda_host.so");
+  return { ...process.env, TOKENLOOM_DEVICE: "cuda", TOKENLOOM_CUDA_LIBRARY: emulation, TOKENLOOM_CUDA_HOST_SCHEDULE: schedule };
 }
 
 const notYet = /does not run on CUDA yet/;
@@ -79,10 +82,11 @@ function testVectors() {
   if (!existsSync(library)) return skip("vectors", "there is no build: npm run build");
   if (!shared || !existsSync(join(shared, "vectors"))) return skip("vectors", "TOKENLOOM_SHARED names no folder with vectors");
   let wrong = 0;
+  const packing = isa();
   for (const schedule of schedules) {
     const counts = { passed: 0, failed: 0, notYet: 0 };
     for (const family of ["attention", "kv", "reduce", "draft"]) {
-      const { stdout } = spawnSync(process.execPath, [join(root, "dist", "esm", "cli", "conformance.js"), "--threads", "1", "--isa", isa(), join(shared, "vectors", family)], { encoding: "utf8", env: hostEnvironment(schedule), maxBuffer: 1 << 26 });
+      const { stdout } = spawnSync(process.execPath, [join(root, "dist", "esm", "cli", "conformance.js"), "--threads", "1", "--isa", packing, join(shared, "vectors", family)], { encoding: "utf8", env: hostEnvironment(schedule), maxBuffer: 1 << 26 });
       for (const line of stdout.split("\n")) {
         if (line.startsWith("ok ")) counts.passed++;
         else if (notYet.test(line)) counts.notYet++;

@@ -47,8 +47,11 @@ class ThreadPool {
                 const_cast<void*>(static_cast<const void*>(&function)));
   }
   int threads() const { return threads_; }
-  // What a body threw since the last call, as a code: nothing may be thrown through kernels, so the runner asks behind each part.
-  Code takeFailure() { return failure_.load(std::memory_order_relaxed) == Code::ok ? Code::ok : failure_.exchange(Code::ok); }
+  // What a body threw since the last call: nothing may be thrown through kernels, so whoever runs them asks behind each part.
+  Status takeFailure(const char* op, const char* argument = "") {
+    if (failure_.load(std::memory_order_relaxed) == Code::ok) return {};
+    return {failure_.exchange(Code::ok), op, argument, "a thread's part failed"};
+  }
   std::byte* scratch(int thread) const { return scratch_[size_t(thread)].as(); }
 
  private:

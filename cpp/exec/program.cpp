@@ -194,8 +194,7 @@ Status Program::run(const Run& run) const {
   return runWith({constants_.data(), run.symbols, run.bindings, run.scalars, run.arena, run.cancel},
                  [&](Op op, const void* args) -> Status {
                    TL_TRY(run.table.kernels[size_t(op)](args, context));
-                   if (const Code thrown = run.pool.takeFailure(); thrown != Code::ok) return {thrown, kOps[size_t(op)].name, "", "a thread's part failed"};
-                   return {};
+                   return run.pool.takeFailure(kOps[size_t(op)].name);
                  });
 }
 

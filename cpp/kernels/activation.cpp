@@ -23,12 +23,6 @@ template <typename Body> void forPieces(Context& context, int64_t rows, int64_t 
   });
 }
 
-Status sameShape(const char* op, const char* name, const FloatRows& x, const FloatRows& other) {
-  if (x.rows != other.rows) return shapeError(op, name, "must have as many rows as the input", x.rows, other.rows);
-  if (x.width != other.width) return shapeError(op, name, "must have as many columns as the input", x.width, other.width);
-  return {};
-}
-
 template <typename Source, typename Target> void convertRow(const Source* x, Target* out, int64_t n) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store(out + i, load(x + i));

@@ -6,26 +6,11 @@ namespace tl::TL_TARGET {
 
 constexpr const char* kAttention = "attention";
 
-inline bool isFloat(DType type) { return type == DType::f32 || type == DType::f16 || type == DType::bf16; }
-
-// dims −1 = any.
-inline Status checkView(const char* op, const char* name, const View& view, int rank, const int64_t* dims) {
-  if (view.rank != rank) return shapeError(op, name, "has another rank than expected", rank, view.rank);
-  for (int i = 0; i < rank; ++i)
-    if (dims[i] >= 0 && view.dims[i] != dims[i]) return shapeError(op, name, "has another dimension than expected", dims[i], view.dims[i]);
-  if (rank > 0 && view.dims[rank - 1] > 1 && view.strides[rank - 1] != 1) return argumentError(op, name, "must be contiguous along its last axis", view.strides[rank - 1]);
-  return {};
-}
 template <typename... Dims> Status checkFloat(const char* op, const char* name, const View& view, bool onlyF32, Dims... dims) {
   const int64_t list[] = {int64_t(dims)...};
   if (onlyF32 ? view.dtype != DType::f32 : !isFloat(view.dtype))
     return argumentError(op, name, onlyF32 ? "must be f32" : "must be f32, f16 or bf16", int64_t(view.dtype));
-  return checkView(op, name, view, int(sizeof...(dims)), list);
-}
-template <typename... Dims> Status checkType(const char* op, const char* name, const View& view, DType type, Dims... dims) {
-  const int64_t list[] = {int64_t(dims)...};
-  if (view.dtype != type) return argumentError(op, name, "has another element type than expected", int64_t(view.dtype));
-  return checkView(op, name, view, int(sizeof...(dims)), list);
+  return checkDims(op, name, view, int(sizeof...(dims)), list);
 }
 inline bool isWhole(double x) { return x >= 0 && x <= 9007199254740991.0 && x == std::floor(x); }
 
@@ -190,7 +175,7 @@ inline Status checkQuantized(const AttentionArgs& args, const AttentionContext& 
   const auto check = [&](const char* name, const View& view, const View& scale, const View& minimum, int64_t dim) -> Status {
     if (view.dtype != DType::u8 && (int4 || view.dtype != DType::i8)) return argumentError(kAttention, name, "must be bytes", int64_t(view.dtype));
     const int64_t dims[] = {context.batch, context.kvHeads, context.keys, int4 ? ceilDiv(dim, 2) : dim};
-    TL_TRY(checkView(kAttention, name, view, 4, dims));
+    TL_TRY(checkDims(kAttention, name, view, 4, dims));
     if (!int4) return checkFloat(kAttention, "scale", scale, true, context.batch, context.kvHeads, context.keys);
     TL_TRY(checkFloat(kAttention, "scale", scale, true, context.batch, context.kvHeads, context.keys, ceilDiv(dim, kInt4Group)));
     TL_TRY(checkFloat(kAttention, "minimum", minimum, true, context.batch, context.kvHeads, context.keys, ceilDiv(dim, kInt4Group)));

@@ -30,27 +30,13 @@ void quantize4(const float* x, int64_t n, uint8_t* q, float* scale, float* minim
   }
 }
 
-Status contiguousRows(const char* op, const char* name, const View& view, DType type, int64_t rows, int64_t width) {
-  if (view.dtype != type) return argumentError(op, name, "has another element type than expected", int64_t(view.dtype));
-  if (view.rank < 1 || !view.rowsAreUniform() || (view.rows() > 1 && view.rowStride() != width)) return argumentError(op, name, "must be contiguous", view.rank);
-  if (view.rows() != rows || view.lastDim() != width) return shapeError(op, name, "has another shape than expected", rows * width, view.count());
-  return {};
-}
-
 }  // namespace
 
 Status quantizeRows(const QuantizeRowsArgs& args, Context& context) {
-  constexpr const char* op = "quantizeRows";
   FloatRows x;
-  TL_TRY(floatRows(op, "x", args.x, x));
+  int64_t bytes, groups;
+  TL_TRY(openQuantizeRows(args, kPageGroup, x, bytes, groups));
   const bool four = args.bits == 4;
-  if (!four && args.bits != 8) return argumentError(op, "bits", "must be 4 or 8", int64_t(args.bits));
-  if (x.width < 1) return shapeError(op, "x", "must have columns", 1, x.width);
-  const int64_t groups = four ? ceilDiv(x.width, kPageGroup) : 1, bytes = four ? (x.width + 1) / 2 : x.width;
-  TL_TRY(contiguousRows(op, "q", args.q, DType::u8, x.rows, bytes));
-  TL_TRY(contiguousRows(op, "scale", args.scale, DType::f32, x.rows, groups));
-  TL_TRY(contiguousRows(op, "dequantized", args.dequantized, DType::f32, x.rows, x.width));
-  if (four) TL_TRY(contiguousRows(op, "minimum", args.minimum, DType::f32, x.rows, groups));
   forRows(context, x.rows, x.width, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
       uint8_t* q = args.q.as<uint8_t>() + i * bytes;
@@ -103,10 +89,8 @@ void mergeHead(const float* key, const float* value, const uint8_t* kept, int64_
 Status mergeEvicted(const MergeEvictedArgs& args, Context& context) {
   constexpr const char* op = "mergeEvicted";
   const View& key = args.key;
-  if (key.rank != 3) return shapeError(op, "key", "must be [heads, tokens, headDim]", 3, key.rank);
+  TL_TRY(checkMergeEvicted(args));
   const int64_t heads = key.dims[0], tokens = key.dims[1], n = key.dims[2];
-  for (const View* view : {&args.key, &args.value, &args.out}) TL_TRY(contiguousRows(op, view == &args.key ? "key" : view == &args.value ? "value" : "out", *view, DType::f32, heads * tokens, n));
-  TL_TRY(contiguousRows(op, "kept", args.kept, DType::u8, heads, tokens));
   if (2 * tokens > kScratchFloats) return shapeError(op, "key", "has too many tokens", kScratchFloats / 2, tokens);
   if (args.out.data == args.value.data && tokens > 0) return argumentError(op, "out", "must not be the values");
   context.pool.parallelFor(heads, 1, [&](int64_t begin, int64_t end, int thread) {

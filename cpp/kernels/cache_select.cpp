@@ -36,12 +36,7 @@ float poolAt(const float* x, int64_t n, int64_t j, int64_t reach, bool maximum) 
 Status poolScores(const PoolScoresArgs& args, Context& context) {
   constexpr const char* op = "poolScores";
   FloatRows x, out;
-  TL_TRY(floatRows(op, "x", args.x, x));
-  TL_TRY(floatRows(op, "out", args.out, out));
-  if (out.rows != x.rows || out.width != x.width) return shapeError(op, "out", "must have the shape of x", x.rows, out.rows);
-  if (!(args.kernel >= 1) || std::fmod(args.kernel, 2) != 1) return argumentError(op, "kernel", "must be odd", int64_t(args.kernel));
-  if (!(args.last >= 0)) return argumentError(op, "last", "must be 0 or more");
-  if (x.data == out.data && x.rows > 0) return argumentError(op, "out", "must not be x");
+  TL_TRY(openPoolScores(args, x, out));
   RowLengths lengths;
   TL_TRY(lengths.open(op, args.cache, args.layer, x.width));
   if (lengths.ofCache && x.rows > lengths.cached.heads()) return shapeError(op, "x", "has more rows than the cache has heads", lengths.cached.heads(), x.rows);

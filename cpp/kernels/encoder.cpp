@@ -32,17 +32,11 @@ void poolSequence(const FloatRows& x, int64_t begin, int64_t end, const float* s
 }  // namespace
 
 Status imagePatches(const ImagePatchesArgs& args, Context& context) {
-  constexpr const char* op = "imagePatches";
   const View& pixels = args.pixels;
   FloatRows out;
-  TL_TRY(floatRows(op, "out", args.out, out));
-  if (pixels.dtype != DType::u8 || pixels.rank != 4) return argumentError(op, "pixels", "must be u8 [images, height, width, channels]", int64_t(pixels.dtype));
-  const int64_t images = pixels.dims[0], channels = pixels.dims[3], patch = int64_t(args.patch), prefix = int64_t(args.prefix);
-  if (patch < 1 || prefix < 0 || pixels.dims[1] % patch != 0 || pixels.dims[2] % patch != 0) return shapeError(op, "pixels", "must be whole patches", patch, pixels.dims[1]);
-  if (pixels.strides[3] != 1 || pixels.strides[2] != channels) return argumentError(op, "pixels", "must have contiguous rows", pixels.strides[2]);
-  const int64_t across = pixels.dims[2] / patch, each = prefix + pixels.dims[1] / patch * across, line = patch * channels;
-  if (out.rows != images * each) return shapeError(op, "out", "must have one row a patch", images * each, out.rows);
-  if (out.width != patch * line) return shapeError(op, "out", "must have one column a number of a patch", patch * line, out.width);
+  Patches at;
+  TL_TRY(openPatches(args, out, at));
+  const auto [patch, prefix, across, each, line] = at;
   forRows(context, out.rows, out.width, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t at = i % each - prefix;

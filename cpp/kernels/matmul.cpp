@@ -243,14 +243,6 @@ Status matmulInteger(const MatmulRows& rows, Context& context) {
 
 // ---- The door
 
-Status floatOperand(const char* name, const View& view, int64_t rows, int64_t columns) {
-  if (view.dtype != DType::f32) return argumentError("matmul", name, "must be f32", int64_t(view.dtype));
-  if (view.rank < 1 || !view.rowsAreUniform()) return argumentError("matmul", name, "must have rows at one stride", view.rank);
-  if (view.lastDim() != columns) return shapeError("matmul", name, "must have one element a weight row", columns, view.lastDim());
-  if (view.rows() != rows) return shapeError("matmul", name, "must have one row a token", rows, view.rows());
-  return {};
-}
-
 }  // namespace
 
 void activateGroup(const MatmulRows& rows, int64_t group, int64_t token, int64_t tokens) {
@@ -283,16 +275,16 @@ Status matmul(const MatmulArgs& args, Context& context) {
   rows.x = args.x.as<const std::byte>();
   rows.n = args.x.rows();
   rows.xStride = integer ? quantizedRowBytes(weight.columns) : args.x.rowStride() * int64_t(sizeof(float));
-  TL_TRY(floatOperand("out", args.out, rows.n, weight.rows));
+  TL_TRY(checkProduct("out", args.out, rows.n, weight.rows));
   rows.out = args.out.as<float>();
   rows.outStride = args.out.rowStride();
   if (args.residual.present()) {
-    TL_TRY(floatOperand("residual", args.residual, rows.n, weight.rows));
+    TL_TRY(checkProduct("residual", args.residual, rows.n, weight.rows));
     rows.residual = args.residual.as<const float>();
     rows.residualStride = args.residual.rowStride();
   }
   if (args.bias.present()) {
-    TL_TRY(floatOperand("bias", args.bias, 1, weight.rows));
+    TL_TRY(checkProduct("bias", args.bias, 1, weight.rows));
     rows.bias = args.bias.as<const float>();
   }
   rows.activation = args.activation;

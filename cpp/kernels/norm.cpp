@@ -55,14 +55,7 @@ Status layerNorm(const LayerNormArgs& args, Context& context) {
 
 Status headNorm(const HeadNormArgs& args, Context& context) {
   const View &x = args.x, &out = args.out;
-  for (const View* view : {&x, &out}) {
-    const char* name = view == &x ? "x" : "out";
-    if (view->dtype != DType::f32) return argumentError("headNorm", name, "must be f32", int64_t(view->dtype));
-    if (view->rank != 3) return shapeError("headNorm", name, "must be [n, heads, headDim]", 3, view->rank);
-    if (view->dims[2] > 1 && view->strides[2] != 1) return argumentError("headNorm", name, "must have contiguous heads", view->strides[2]);
-    for (int axis = 0; axis < 3; ++axis)
-      if (view->dims[axis] != x.dims[axis]) return shapeError("headNorm", name, "must have the shape of x", x.dims[axis], view->dims[axis]);
-  }
+  TL_TRY(checkHeads("headNorm", x, out));
   const int64_t heads = x.dims[1], headDim = x.dims[2];
   TL_TRY(vectorOperand("headNorm", "weight", args.weight, headDim));
   forRows(context, x.dims[0] * heads, headDim, [&](int64_t begin, int64_t end, int) {

@@ -12,11 +12,17 @@
 
 #include "../core/checked.h"
 
+#if defined(__CUDACC__)  // the CUDA twins write and read the same rows
+#define TL_ANYWHERE __host__ __device__
+#else
+#define TL_ANYWHERE
+#endif
+
 namespace tl {
 
 constexpr int64_t kQuantBlock = 32;
-inline int64_t quantBlocks(int64_t columns) { return ceilDiv(columns, kQuantBlock); }
-inline int64_t quantizedRowBytes(int64_t columns) { return roundUp(quantBlocks(columns) * 44, 64); }
+constexpr int64_t quantBlocks(int64_t columns) { return ceilDiv(columns, kQuantBlock); }
+constexpr int64_t quantizedRowBytes(int64_t columns) { return roundUp(quantBlocks(columns) * 44, 64); }
 
 struct QuantizedRow {
   int8_t* q;
@@ -25,7 +31,7 @@ struct QuantizedRow {
   int16_t* sum;
 };
 
-inline QuantizedRow quantizedRow(void* data, int64_t columns, int64_t row) {
+TL_ANYWHERE inline QuantizedRow quantizedRow(void* data, int64_t columns, int64_t row) {
   auto* base = static_cast<int8_t*>(data) + row * quantizedRowBytes(columns);
   const int64_t blocks = quantBlocks(columns);
   auto* scale = reinterpret_cast<float*>(base + blocks * kQuantBlock);

@@ -5,15 +5,6 @@
 
 namespace tl::TL_TARGET {
 
-// One contiguous operand of `count` elements or more, whatever its shape.
-template <typename T> Status flat(const char* op, const char* name, const View& view, DType type, int64_t count, T*& data) {
-  if (view.dtype != type) return argumentError(op, name, "has another element type than expected", int64_t(view.dtype));
-  if (!view.rowsAreUniform() || (view.rows() > 1 && view.rowStride() != view.lastDim())) return argumentError(op, name, "must be contiguous", view.rank);
-  if (view.count() < count) return shapeError(op, name, "is too short", count, view.count());
-  data = view.as<T>();
-  return {};
-}
-
 // Where sequences begin among rows: bounds i32 [count + 1].
 struct Sequences {
   const int32_t* bounds = nullptr;

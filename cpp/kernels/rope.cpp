@@ -42,38 +42,13 @@ void rotatePairs(const float* x, float* out, const float* cosine, const float* s
   storePart(out + i, rotate(loadPart(x + i, part), loadPart(cosine + i, part), loadPart(sine + i, part)), part);
 }
 
-Status checkRope(const RopeArgs& args) {
-  const View &x = args.x, &table = args.table;
-  for (const View* view : {&x, &args.out}) {
-    const char* name = view == &x ? "x" : "out";
-    if (view->dtype != DType::f32) return argumentError("rope", name, "must be f32", int64_t(view->dtype));
-    if (view->rank != 3) return shapeError("rope", name, "must be [n, heads, headDim]", 3, view->rank);
-    if (view->dims[2] > 1 && view->strides[2] != 1) return argumentError("rope", name, "must have contiguous heads", view->strides[2]);
-    for (int axis = 0; axis < 3; ++axis)
-      if (view->dims[axis] != x.dims[axis]) return shapeError("rope", name, "must have the shape of x", x.dims[axis], view->dims[axis]);
-  }
-  if (table.dtype != DType::f32) return argumentError("rope", "table", "must be f32", int64_t(table.dtype));
-  if (table.rank != 2 || !table.rowsAreUniform()) return argumentError("rope", "table", "must be [n, dim]", table.rank);
-  if (table.dims[0] != x.dims[0]) return shapeError("rope", "table", "must have one row a token", x.dims[0], table.dims[0]);
-  if (table.dims[1] > x.dims[2] || table.dims[1] % 2 != 0) return shapeError("rope", "table", "must have an even dim of at most headDim", x.dims[2], table.dims[1]);
-  if (2 * table.dims[1] > kScratchFloats) return argumentError("rope", "table", "is too wide", table.dims[1]);
-  return {};
-}
-
 }  // namespace
 
 Status ropeTable(const RopeTableArgs& args, Context& context) {
   const View &positions = args.positions, &frequencies = args.frequencies;
   FloatRows out;
-  TL_TRY(floatRows("ropeTable", "out", args.out, out));
-  if (positions.dtype != DType::i32) return argumentError("ropeTable", "positions", "must be i32", int64_t(positions.dtype));
-  if (frequencies.dtype != DType::i64) return argumentError("ropeTable", "frequencies", "must be i64 (bits of doubles)", int64_t(frequencies.dtype));
-  for (const View* view : {&positions, &frequencies})
-    if (view->rank != 1 || (view->dims[0] > 1 && view->strides[0] != 1))
-      return argumentError("ropeTable", view == &positions ? "positions" : "frequencies", "must be one contiguous row", view->rank);
+  TL_TRY(openRopeTable(args, out));
   const int64_t half = frequencies.dims[0];
-  if (out.rows != positions.dims[0]) return shapeError("ropeTable", "out", "must have one row a position", positions.dims[0], out.rows);
-  if (out.width != 2 * half) return shapeError("ropeTable", "out", "must have two columns a frequency", 2 * half, out.width);
   forRows(context, out.rows, half * kSineWork, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
       float* row = out.row(i);
@@ -90,7 +65,9 @@ Status ropeTable(const RopeTableArgs& args, Context& context) {
 }
 
 Status rope(const RopeArgs& args, Context& context) {
-  TL_TRY(checkRope(args));
+  FloatRows table;
+  TL_TRY(openRope(args, table));
+  if (2 * table.width > kScratchFloats) return argumentError("rope", "table", "is too wide", table.width);
   const View &x = args.x, &out = args.out;
   const int64_t heads = x.dims[1], dim = args.table.dims[1], half = dim / 2;
   const size_t restBytes = size_t(x.dims[2] - dim) * sizeof(float);

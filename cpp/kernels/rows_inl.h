@@ -19,28 +19,6 @@ template <typename Body> void forRows(Context& context, int64_t rows, int64_t ro
   context.pool.parallelFor(rows, small ? rows : std::max<int64_t>(kChunkElements / width, 1), body);
 }
 
-// A view as rows of f32: rows [rows, width] at one stride.
-struct FloatRows {
-  float* data;
-  int64_t rows, width, stride;
-  float* row(int64_t i) const { return data + i * stride; }
-};
-
-inline Status floatRows(const char* op, const char* name, const View& view, FloatRows& rows) {
-  if (view.dtype != DType::f32) return argumentError(op, name, "must be f32", int64_t(view.dtype));
-  if (view.rank < 1 || !view.rowsAreUniform()) return argumentError(op, name, "must have rows at one stride", view.rank);
-  rows = {view.as<float>(), view.rows(), view.lastDim(), view.rowStride()};
-  return {};
-}
-
-// An operand of one row of `width` f32, contiguous.
-inline Status vectorOperand(const char* op, const char* name, const View& view, int64_t width) {
-  if (view.dtype != DType::f32) return argumentError(op, name, "must be f32", int64_t(view.dtype));
-  if (view.count() != width || view.lastDim() != width) return shapeError(op, name, "must have one element a column", width, view.count());
-  if (width > 1 && view.strides[view.rank - 1] != 1) return argumentError(op, name, "must be contiguous", view.strides[view.rank - 1]);
-  return {};
-}
-
 // A kernel's output rows: f32 in place, or through the thread's scratch into quantised rows.
 class OutputRows {
  public:

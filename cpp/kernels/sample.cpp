@@ -29,8 +29,6 @@ struct SampleScratch {
         row(reinterpret_cast<float*>(base + kRowOffset)) {}
 };
 
-bool finite(double x) { return std::fabs(x) <= std::numeric_limits<double>::max(); }
-
 Status checkSample(const SampleArgs& args) {
   const View &logits = args.logits, &token = args.token, &logProb = args.logProb;
   TL_TRY(vectorOperand("sample", "logits", logits, logits.lastDim()));
@@ -139,19 +137,6 @@ int32_t chooseToken(const float* x, int64_t n, float maximum, const SampleArgs& 
   return drawFromCandidates(scratch.candidates, k, args, u);
 }
 
-Status rowsOfLogits(const char* op, const View& view, FloatRows& rows) {
-  TL_TRY(floatRows(op, "logits", view, rows));
-  return rows.width < 1 && rows.rows > 0 ? shapeError(op, "logits", "must have columns", 1, rows.width) : Status{};
-}
-
-// An output or index operand of `count` contiguous elements of `type`.
-Status columnOperand(const char* op, const char* name, const View& view, DType type, int64_t count) {
-  if (view.dtype != type) return argumentError(op, name, "has another element type than expected", int64_t(view.dtype));
-  if (view.count() != count) return shapeError(op, name, "must have one element a row", count, view.count());
-  if (view.lastDim() != count || (count > 1 && view.strides[view.rank - 1] != 1)) return argumentError(op, name, "must be contiguous", view.rank);
-  return {};
-}
-
 void softmaxRow(const float* x, float* out, int64_t n, float scale) {
   const F32 factor = broadcast(scale);
   mapRow(x, out, n, [=](F32 v) { return mul(v, factor); });
@@ -168,18 +153,9 @@ void softmaxRow(const float* x, float* out, int64_t n, float scale) {
 }  // namespace
 
 Status checkSampler(const char* op, int64_t vocabulary, const SampleArgs& args) {
-  if (vocabulary < 1) return shapeError(op, "logits", "must have elements", 1, 0);
+  TL_TRY(checkChain(op, vocabulary, args));
   if (vocabulary > kMostVocabulary) return argumentError(op, "logits", "has a larger vocabulary than sampling supports", vocabulary);
-  if (!(args.temperature >= 0 && finite(args.temperature))) return argumentError(op, "temperature", "must be finite and at least 0");
-  if (!(args.topK >= 0)) return argumentError(op, "topK", "must be at least 0");
-  if (!(args.topP >= 0)) return argumentError(op, "topP", "must be at least 0");
-  if (!(args.minP >= 0 && args.minP <= 1)) return argumentError(op, "minP", "must lie in 0 … 1");
-  if (!(args.repeatPenalty > 0 && finite(args.repeatPenalty))) return argumentError(op, "repeatPenalty", "must be finite and positive");
-  for (const double number : {args.seed, args.stream, args.position})
-    if (!(number >= 0 && number <= 0x1p53)) return argumentError(op, "seed, stream, position", "must be integers in 0 … 2^53");
   if (!args.history.present()) return {};
-  if (args.history.dtype != DType::i32 || args.history.rank != 1 || (args.history.dims[0] > 1 && args.history.strides[0] != 1))
-    return argumentError(op, "history", "must be one contiguous row of i32", args.history.rank);
   for (int64_t i = 0; i < args.history.dims[0]; ++i) {
     const int32_t id = args.history.as<int32_t>()[i];
     if (id < 0 || id >= vocabulary) return argumentError(op, "history", "has a number outside the vocabulary", id);
@@ -223,18 +199,9 @@ Status sample(const SampleArgs& args, Context& context) {
 
 Status topK(const TopKArgs& args, Context& context) {
   FloatRows logits, values;
-  TL_TRY(rowsOfLogits("topK", args.logits, logits));
-  TL_TRY(floatRows("topK", "values", args.values, values));
+  TL_TRY(openTopK(args, logits, values));
   const View& indices = args.indices;
   const int64_t k = values.width;
-  if (values.rows != logits.rows) return shapeError("topK", "values", "must have as many rows as the logits", logits.rows, values.rows);
-  if (k < 1 || k > kMostCandidates) return argumentError("topK", "values", "must have 1 … 1024 columns", k);
-  if (k > logits.width) return shapeError("topK", "values", "has more columns than the logits", logits.width, k);
-  if (indices.dtype != DType::i32) return argumentError("topK", "indices", "must be i32", int64_t(indices.dtype));
-  if (indices.rank < 1 || !indices.rowsAreUniform()) return argumentError("topK", "indices", "must have rows at one stride", indices.rank);
-  if (indices.rows() != logits.rows) return shapeError("topK", "indices", "must have as many rows as the logits", logits.rows, indices.rows());
-  if (indices.lastDim() != k) return shapeError("topK", "indices", "must have the columns of `values`", k, indices.lastDim());
-  if (args.logSumExp.present()) TL_TRY(columnOperand("topK", "logSumExp", args.logSumExp, DType::f32, logits.rows));
   std::atomic<bool> spoiled{false};
   forRows(context, logits.rows, logits.width, [&](int64_t begin, int64_t end, int thread) {
     Candidate* candidates = SampleScratch(context.pool.scratch(thread)).candidates;
@@ -258,7 +225,7 @@ Status topK(const TopKArgs& args, Context& context) {
 
 Status logProb(const LogProbArgs& args, Context& context) {
   FloatRows logits;
-  TL_TRY(rowsOfLogits("logProb", args.logits, logits));
+  TL_TRY(openLogits("logProb", args.logits, logits));
   TL_TRY(columnOperand("logProb", "targets", args.targets, DType::i32, logits.rows));
   TL_TRY(columnOperand("logProb", "out", args.out, DType::f32, logits.rows));
   const int32_t* targets = args.targets.as<int32_t>();

@@ -6,7 +6,6 @@
 
 namespace tl::TL_TARGET {
 
-constexpr int64_t kMostCandidates = 1024;
 constexpr int64_t kExpBlock = 512;  // elements whose exponentials are summed in f32; blocks are summed in f64
 
 struct Candidate {

@@ -23,6 +23,7 @@
 #include "../core/random.h"
 #include "../core/status.h"
 #include "../core/view.h"
+#include "../kernels/operands.h"
 #include "../kernels/quantized_rows.h"
 #include "../kernels/table.h"
 

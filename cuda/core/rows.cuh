@@ -1,62 +1,24 @@
 // Operands that are rows of f32 at one stride, and output rows that are f32 or q8 (cpp/kernels/quantized_rows.h).
 #pragma once
+#include "../../cpp/kernels/operands.h"
+#include "../../cpp/kernels/quantized_rows.h"
 #include "device.cuh"
 
 namespace tl::cuda {
 
 constexpr int kRowThreads = 128;  // of a block that has one row
 
-struct Rows {
-  float* data;
-  int64_t rows, width, stride;
-  __device__ float* row(int64_t i) const { return data + i * stride; }
-};
-
-inline Status floatRows(const char* op, const char* name, const View& view, Rows& rows) {
-  if (view.dtype != DType::f32) return argumentError(op, name, "must be f32", int64_t(view.dtype));
-  if (view.rank < 1 || !view.rowsAreUniform()) return argumentError(op, name, "must have rows at one stride", view.rank);
-  rows = {view.as<float>(), view.rows(), view.lastDim(), view.rowStride()};
-  return {};
-}
-
-inline Status vectorOperand(const char* op, const char* name, const View& view, int64_t width) {
-  if (view.dtype != DType::f32) return argumentError(op, name, "must be f32", int64_t(view.dtype));
-  if (view.count() != width || view.lastDim() != width) return shapeError(op, name, "must have one element a column", width, view.count());
-  if (width > 1 && view.strides[view.rank - 1] != 1) return argumentError(op, name, "must be contiguous", view.strides[view.rank - 1]);
-  return {};
-}
-
-inline Status sameShape(const char* op, const char* name, const Rows& x, const Rows& other) {
-  if (x.rows != other.rows) return shapeError(op, name, "must have as many rows as the input", x.rows, other.rows);
-  if (x.width != other.width) return shapeError(op, name, "must have as many columns as the input", x.width, other.width);
-  return {};
-}
+using Rows = FloatRows;
 
 // Rows past the grid's largest x would not be computed: no tensor has that many.
 inline Status checkGrid(const char* op, int64_t blocks) {
   return blocks > 0x7fffffff ? argumentError(op, "", "has more rows than a grid has blocks", blocks) : Status{};
 }
 
-__host__ __device__ constexpr int64_t q8Blocks(int64_t columns) { return (columns + 31) / 32; }
-__host__ __device__ constexpr int64_t q8RowBytes(int64_t columns) { return (q8Blocks(columns) * 44 + 63) / 64 * 64; }
-
-// One q8 row: see quantized_rows.h.
-struct Q8Row {
-  int8_t* q;
-  float *scale, *scaledSum;
-  int16_t* sum;
-};
-__device__ inline Q8Row q8Row(void* data, int64_t columns, int64_t row) {
-  auto* base = static_cast<int8_t*>(data) + row * q8RowBytes(columns);
-  const int64_t blocks = q8Blocks(columns);
-  auto* scale = reinterpret_cast<float*>(base + blocks * 32);
-  return {base, scale, scale + blocks, reinterpret_cast<int16_t*>(scale + 2 * blocks)};
-}
-
 // A row of `values` (shared memory, visible to all threads) to q8: a warp takes 32 columns at a time. Reached by all threads.
-__device__ inline void quantizeRow(const float* values, int64_t width, const Q8Row& row) {
+__device__ inline void quantizeRow(const float* values, int64_t width, const QuantizedRow& row) {
   const int lane = laneIndex(), warps = int(blockDim.x) / kWarp;
-  const int64_t blocks = q8Blocks(width);
+  const int64_t blocks = quantBlocks(width);
   for (int64_t first = 0; first < blocks; first += warps) {  // every warp goes round as often
     const int64_t block = first + warpIndex(), column = block * 32 + lane;
     const float value = column < width ? values[column] : 0.0f;
@@ -109,7 +71,7 @@ template <typename Value> __device__ __forceinline__ void writeRow(const Output&
   for (int64_t column = threadIdx.x; column < out.width; column += blockDim.x) to[column] = value(column);
   if (!out.quantized) return;
   __syncthreads();
-  quantizeRow(values, out.width, q8Row(out.data, out.width, i));
+  quantizeRow(values, out.width, quantizedRow(out.data, out.width, i));
 }
 
 }  // namespace tl::cuda

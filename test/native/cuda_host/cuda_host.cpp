@@ -143,7 +143,7 @@ void move(void* to, const void* from, unsigned bytes) {
   for (unsigned i = 0; i < bytes; ++i) t[i] = f[i];
 }
 
-void switchToScheduler(bool) {
+void switchToScheduler() {
   Machine& m = machine;
   Fiber& fiber = *m.current;
 #if defined(TL_HOST_ASAN)
@@ -192,7 +192,7 @@ void fail(std::string what) {
 // A fiber that met an error never goes on: its stack is made anew before the next block.
 [[noreturn]] void stopHere(std::string what) {
   fail(std::move(what));
-  for (;;) switchToScheduler(true);
+  for (;;) switchToScheduler();
 }
 
 void fiberMain() {
@@ -209,7 +209,7 @@ void fiberMain() {
     fiber.state = State::ended;
     --m.warps[size_t(fiber.warp)].ready;
     ++m.ended;
-    switchToScheduler(false);
+    switchToScheduler();
   }
 }
 
@@ -332,7 +332,7 @@ template <typename Make> unsigned meet(Meeting kind, Site site, const void* brin
     warp.ready = warp.lanes;
     warp.arrived = 0;
   } else {
-    switchToScheduler(false);
+    switchToScheduler();
   }
   TL_TSAN(if (kind == Meeting::barrier) __tsan_acquire(&warp.sync[parity]));
   return parity;
@@ -398,7 +398,7 @@ void blockBarrier(Site site) {
     for (Warp& warp : m.warps) warp.ready = warp.lanes;
     // The last one to come does not run on: which warp goes first is the schedule's choice.
   }
-  switchToScheduler(false);
+  switchToScheduler();
   TL_TSAN(__tsan_acquire(&m.sync[parity]));
 }
 
