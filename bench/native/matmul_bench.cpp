@@ -135,5 +135,7 @@ int main(int argc, char** argv) {
   std::printf(" decode (memory reads at %.1f GB/s)\n", roof);
   for (const Case& shape : kCases)
     if (std::strstr(shape.name, only)) decode(*table, context, shape, 1, roof);
-  for (int64_t n : {2, 3, 4, 8}) if (std::strstr(kCases[2].name, only)) decode(*table, context, kCases[2], n, roof);
+  for (int index : {2, 3, 8, 9})
+    for (int64_t n : {2, 3, 4, 6, 8, 11, 16, 24})
+      if (std::strstr(kCases[index].name, only)) decode(*table, context, kCases[index], n, roof);
 }

@@ -51,11 +51,13 @@ template <typename T> void packRows(const T* const* row, int64_t count, int64_t 
 }
 
 // sums[Tokens][Groups][kLanes] += columns terms, in ascending order. weight[g] is [columns][kLanes], x [columns][Tokens].
+// Fetches the weights that lie `ahead` elements behind those it reads: the processor alone fetches too late.
 template <typename Term, typename W, int Groups, int Tokens>
-TL_INLINE void tile(const W* const (&weight)[Groups], const float* x, int64_t columns, float* sums) {
+TL_INLINE void tile(const W* const (&weight)[Groups], const float* x, int64_t columns, int64_t ahead, float* sums) {
   F32 sum[Tokens][Groups];
   TL_UNROLL for (int t = 0; t < Tokens; ++t) TL_UNROLL for (int g = 0; g < Groups; ++g) sum[t][g] = load(sums + (t * Groups + g) * kLanes);
   for (int64_t column = 0; column < columns; ++column, x += Tokens) {
+    TL_UNROLL for (int g = 0; g < Groups; ++g) prefetch(weight[g] + column * kLanes + ahead);
     if constexpr (Groups > Tokens) {  // what there is less of stays in registers
       F32 value[Tokens];
       TL_UNROLL for (int t = 0; t < Tokens; ++t) value[t] = broadcast(x[t]);

@@ -18,6 +18,7 @@ constexpr int kManyGroups = 4;                                   // groups of a 
 constexpr int64_t kSpreadBelow = 32;                             // fewer tokens: bound by memory rather than arithmetic
 constexpr int64_t kTokenBlock = 64;                              // tokens whose activations and outputs stay close under all weights
 constexpr int64_t kChunkBytes = 16384;                           // weights of a tile that stay in L1 under all tokens
+constexpr int64_t kAheadBytes = 3072;                            // what a stream fetches before it is read: the processor alone fetches too late
 
 // ---- Where a tile's weights come from. A block gives vector pairs (v, v + 4), v = 0 … 3, and scales a part.
 
@@ -118,11 +119,13 @@ TL_INLINE void dotBlock(const Source (&source)[Groups], const TokenRow (&x)[Toke
   }
 }
 
-// sum += the products of blocks [0, blocks) of source and x, of rows of `all` blocks.
+// sum += the products of blocks [0, blocks) of source and x, of rows of `all` blocks. Fetches what lies `ahead` bytes behind them.
 template <typename Source, int Groups, int Tokens>
-TL_INLINE void tile(const Source (&source)[Groups], const TokenRow (&x)[Tokens], int64_t blocks, int64_t all, F32 (&sum)[Tokens][Groups]) {
+TL_INLINE void tile(const Source (&source)[Groups], const TokenRow (&x)[Tokens], int64_t blocks, int64_t all, int64_t ahead, F32 (&sum)[Tokens][Groups]) {
   constexpr int kParts = Source::kParts;
   for (int64_t block = 0; block < blocks; ++block) {
+    TL_UNROLL for (int g = 0; g < Groups; ++g) TL_UNROLL for (int64_t at = 0; at < Source::kBlockBytes; at += 64)
+      prefetch(source[g].group + block * Source::kBlockBytes + ahead + at);
     typename Source::Kind::Sum dots[kParts][Tokens][Groups];
     dotBlock(source, x, block, all, dots);
     TL_UNROLL for (int part = 0; part < kParts; ++part) TL_UNROLL for (int g = 0; g < Groups; ++g) {
@@ -146,6 +149,7 @@ struct Unit {
   const MatmulRows& rows;
   int64_t blocks;
   int64_t firstGroup, step, groups;  // a tile takes groups firstGroup, firstGroup + step … of `groups` in all
+  int64_t ahead;
 
   // A tile that reaches past the end computes the last group again, and drops it.
   const std::byte* group(int g) const {
@@ -162,34 +166,35 @@ struct Unit {
 };
 
 // One tile over blocks [block, block + blocks). Its sums start at 0 before block 0, leave after the last one, and wait in
-// `sums` [Tokens][Groups][kLanes] between.
+// `sums` [Tokens][Groups][kLanes] between. Where it reaches past `end` it computes the last token again, and drops it.
 template <typename Source, int Groups, int Tokens>
-TL_NOINLINE void sweepTile(const Unit& unit, const Source (&from)[Groups], int64_t block, int64_t blocks, int64_t token, float* sums) {
+TL_NOINLINE void sweepTile(const Unit& unit, const Source (&from)[Groups], int64_t block, int64_t blocks, int64_t token, int64_t end, float* sums) {
   Source source[Groups];  // copies, so that no store seems to change them
   TokenRow x[Tokens];
   F32 sum[Tokens][Groups];
   const bool last = block + blocks == unit.blocks;
   TL_UNROLL for (int g = 0; g < Groups; ++g) source[g] = from[g];
   TL_UNROLL for (int t = 0; t < Tokens; ++t) {
-    x[t] = unit.token(token + t, block);
+    x[t] = unit.token(std::min(token + t, end - 1), block);
     if (last) unit.prefetchOut(token + t);
     TL_UNROLL for (int g = 0; g < Groups; ++g) sum[t][g] = block == 0 ? zero() : load(sums + (t * Groups + g) * kLanes);
   }
-  tile(source, x, blocks, unit.blocks, sum);
+  tile(source, x, blocks, unit.blocks, unit.ahead, sum);
   TL_UNROLL for (int t = 0; t < Tokens; ++t) TL_UNROLL for (int g = 0; g < Groups; ++g) {
-    if (last) unit.finishGroup(token + t, g, sum[t][g]);
-    else store(sums + (t * Groups + g) * kLanes, sum[t][g]);
+    if (!last) store(sums + (t * Groups + g) * kLanes, sum[t][g]);
+    else if (token + t < end) unit.finishGroup(token + t, g, sum[t][g]);
   }
 }
 
 template <typename Source, int Groups> void sweepTokens(const Unit& unit, const Source (&source)[Groups], int64_t block, int64_t blocks, int64_t token, int64_t tokens, float* sums) {
   const int64_t step = blocks == unit.blocks ? 0 : Groups * kLanes;  // floats a token: sums live on only between chunks
-  const auto by = [&]<int Tokens>(std::integral_constant<int, Tokens>) {
-    for (; tokens >= Tokens; tokens -= Tokens, token += Tokens, sums += Tokens * step)
-      sweepTile<Source, Groups, Tokens>(unit, source, block, blocks, token, sums);
+  const int64_t end = token + tokens;
+  const auto by = [&]<int Tokens>(std::integral_constant<int, Tokens>, int64_t least = Tokens) {
+    for (; end - token >= least; token += Tokens, sums += Tokens * step) sweepTile<Source, Groups, Tokens>(unit, source, block, blocks, token, end, sums);
   };
   if constexpr (Groups == kGroups) {
-    if constexpr (kMaxTokens == 8) by(std::integral_constant<int, 8>{});
+    // 6 or 7 tokens cost more in tiles of 4 and less than in one of 8.
+    if constexpr (kMaxTokens == 8) by(std::integral_constant<int, 8>{}, 6);
     by(std::integral_constant<int, 4>{});
     by(std::integral_constant<int, 3>{});
   }
@@ -217,7 +222,7 @@ template <typename Source, int Groups> void matmulBy(const MatmulRows& rows, Con
   context.pool.parallelFor(units, std::max<int64_t>(1, units / (4 * context.pool.threads())), [&](int64_t begin, int64_t end, int thread) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t token = i / tiles * each, tokens = std::min(each, rows.n - token);
-      const Unit unit{rows, blocks, spread ? i : i % tiles * Groups, spread ? tiles : 1, groups};
+      const Unit unit{rows, blocks, spread ? i : i % tiles * Groups, spread ? tiles : 1, groups, spread ? kAheadBytes : 0};
       if (tokens > 0) sweep<Source, Groups>(unit, token, tokens, context.pool.scratch(thread));
     }
   });

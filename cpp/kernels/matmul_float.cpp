@@ -11,12 +11,14 @@ namespace {
 constexpr int64_t kTokenBlock = 48;                               // tokens whose activations and outputs stay close
 constexpr int64_t kChunkBytes = 16384;                            // weights of a tile that stay in L1 under all tokens
 constexpr int64_t kSumsFloats = kTokenBlock * kGroups * kLanes;    // of scratch; then come the tokens' panels
-constexpr int64_t kSpreadBelow = 8;                               // fewer tokens: bound by memory rather than arithmetic
+constexpr int64_t kSpreadBelow = 48;                              // fewer tokens: bound by memory rather than arithmetic
+constexpr int64_t kAheadBytes = 3072;                             // what a stream fetches before it is read
 
 // One unit of work: some groups by a range of tokens.
 struct Unit {
   const MatmulRows& rows;
   int64_t firstGroup, step, groups;  // a tile takes groups firstGroup, firstGroup + step … of `groups` in all
+  int64_t ahead;                     // bytes
 
   // A tile that reaches past the end computes the last group again, and drops it.
   template <typename W> const W* group(int g) const {
@@ -33,7 +35,7 @@ struct Unit {
 template <typename W, int Groups, int Tokens>
 TL_NOINLINE void sweepTile(const Unit& unit, const W* const (&weight)[Groups], const float* x, int64_t column, int64_t columns, int64_t token, float* sums) {
   if (column == 0) std::memset(sums, 0, size_t(Tokens * Groups * kVectorBytes));
-  tile<Dot, W, Groups, Tokens>(weight, x + column * Tokens, columns, sums);
+  tile<Dot, W, Groups, Tokens>(weight, x + column * Tokens, columns, unit.ahead / int64_t(sizeof(W)), sums);
   const bool last = column + columns == unit.rows.weight->columns;
   for (int t = 0; last && t < Tokens; ++t)
     for (int g = 0; g < Groups; ++g) unit.finishGroup(token + t, g, load(sums + (t * Groups + g) * kLanes));
@@ -102,14 +104,14 @@ template <typename W, int Groups> void matmulBy(const MatmulRows& rows, Context&
   const bool spread = rows.n < kSpreadBelow;
   const auto spaceOf = [&](int thread) { return reinterpret_cast<float*>(context.pool.scratch(thread)); };
   // One block is laid out once for all threads; else each thread lays out the block it comes to.
-  const float* only = tokenBlocks == 1 ? packTokens<Groups>(Unit{rows, 0, 1, groups}, 0, rows.n, spaceOf(0) + kSumsFloats) : nullptr;
+  const float* only = tokenBlocks == 1 ? packTokens<Groups>(Unit{rows, 0, 1, groups, 0}, 0, rows.n, spaceOf(0) + kSumsFloats) : nullptr;
   context.pool.parallelFor(units, std::max<int64_t>(1, units / (4 * context.pool.threads())), [&](int64_t begin, int64_t end, int thread) {
     float* sums = spaceOf(thread);
     const float* x = only;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t token = i / tiles * each, tokens = std::min(each, rows.n - token);
       if (tokens <= 0) continue;
-      const Unit unit{rows, spread ? i : i % tiles * Groups, spread ? tiles : 1, groups};
+      const Unit unit{rows, spread ? i : i % tiles * Groups, spread ? tiles : 1, groups, spread ? kAheadBytes : 0};
       if (!only && (i == begin || i % tiles == 0)) x = packTokens<Groups>(unit, token, tokens, sums + kSumsFloats);
       sweep<W, Groups>(unit, x, token, tokens, sums);
     }

@@ -77,7 +77,7 @@ struct Sweep {
 };
 
 template <typename Term> TL_NOINLINE void addTile(const float* const (&panel)[kGroups], const float* x, int64_t columns, float* sums) {
-  tile<Term, float, kGroups, kTileTokens>(panel, x, columns, sums);
+  tile<Term, float, kGroups, kTileTokens>(panel, x, columns, 0, sums);
 }
 
 // Rows [begin, end) of the swept side under all panels. A tile that reaches past the end computes its last row again, and drops it.
