@@ -119,13 +119,14 @@ TL_INLINE void dotBlock(const Source (&source)[Groups], const TokenRow (&x)[Toke
   }
 }
 
-// sum += the products of blocks [0, blocks) of source and x, of rows of `all` blocks. Fetches what lies `ahead` bytes behind them.
+// sum += the products of blocks [0, blocks) of source and x, of rows of `all` blocks. Fetches what lies `ahead` bytes behind them, 0 = nothing.
 template <typename Source, int Groups, int Tokens>
 TL_INLINE void tile(const Source (&source)[Groups], const TokenRow (&x)[Tokens], int64_t blocks, int64_t all, int64_t ahead, F32 (&sum)[Tokens][Groups]) {
   constexpr int kParts = Source::kParts;
   for (int64_t block = 0; block < blocks; ++block) {
-    TL_UNROLL for (int g = 0; g < Groups; ++g) TL_UNROLL for (int64_t at = 0; at < Source::kBlockBytes; at += 64)
-      prefetch(source[g].group + block * Source::kBlockBytes + ahead + at);
+    if (ahead != 0)
+      TL_UNROLL for (int g = 0; g < Groups; ++g) TL_UNROLL for (int64_t at = 0; at < Source::kBlockBytes; at += 64)
+        prefetch(source[g].group + block * Source::kBlockBytes + ahead + at);
     typename Source::Kind::Sum dots[kParts][Tokens][Groups];
     dotBlock(source, x, block, all, dots);
     TL_UNROLL for (int part = 0; part < kParts; ++part) TL_UNROLL for (int g = 0; g < Groups; ++g) {
