@@ -41,6 +41,12 @@ template <typename Source> Status quantizeRows(const View& x, const View& view, 
   const int64_t rows = x.rows(), width = x.lastDim(), stride = x.rowStride();
   OutputRows out;
   TL_TRY(out.open("convert", "out", view, rows, width));
+  if constexpr (std::is_same_v<Source, float>) {  // in place: nothing to convert
+    forRows(context, rows, width, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) quantizeRow(x.as<float>() + i * stride, width, quantizedRow(view.data, width, i));
+    });
+    return {};
+  }
   out.make(context, width, [&](int64_t i, float* values) { convertRow(x.as<Source>() + i * stride, values, width); });
   return {};
 }

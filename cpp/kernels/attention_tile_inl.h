@@ -240,18 +240,6 @@ TL_INLINE uint32_t vectorBits(const Visible& visible, int v) {
   return (visible.word[v * kLanes / 32] >> (v * kLanes % 32)) & uint32_t((uint64_t(1) << kLanes) - 1);
 }
 
-// Lane i: all lanes of rows[i] combined, in the order of maxLanes and sumLanes.
-template <typename Combine> TL_INLINE F32 lanesOfEach(F32 (&rows)[kLanes], Combine combine) {
-  transpose(rows);
-#pragma GCC unroll 4
-  for (int half = kLanes / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) rows[i] = combine(rows[i], rows[i + half]);
-  return rows[0];
-}
-TL_INLINE F32 maximumOfEach(F32 (&rows)[kLanes]) { return lanesOfEach(rows, [](F32 a, F32 b) { return max(a, b); }); }
-TL_INLINE F32 sumOfEach(F32 (&rows)[kLanes]) { return lanesOfEach(rows, [](F32 a, F32 b) { return add(a, b); }); }
-
 // Largest scores of a row, lane by lane; −inf where it sees nothing. `visible` null = all keys.
 TL_INLINE F32 maximumOfRow(const float* scores, const Visible* visible) {
   const F32 nothing = broadcast(-kInfinity);

@@ -217,7 +217,8 @@ template <typename Source, int Groups> void sweep(const Unit& unit, int64_t toke
 
 template <typename Source, int Groups> void matmulBy(const MatmulRows& rows, Context& context) {
   const int64_t blocks = rows.weight->columns / kQuantBlock, groups = ceilDiv(rows.weight->rows, kLanes), tiles = ceilDiv(groups, Groups);
-  const int64_t tokenBlocks = ceilDiv(rows.n, kTokenBlock), each = ceilDiv(rows.n, tokenBlocks), units = tiles * tokenBlocks;
+  const int64_t tokenBlocks = ceilDiv(rows.n, kTokenBlock), units = tiles * tokenBlocks;
+  const int64_t each = roundUp(ceilDiv(rows.n, tokenBlocks), kMaxTokens);  // whole tiles: only the last block has smaller ones
   // Bound by memory, a tile takes its groups far apart, so that a core reads several long streams at once.
   const bool spread = rows.n < kSpreadBelow;
   context.pool.parallelFor(units, std::max<int64_t>(1, units / (4 * context.pool.threads())), [&](int64_t begin, int64_t end, int thread) {

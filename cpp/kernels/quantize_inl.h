@@ -34,10 +34,51 @@ TL_INLINE void quantizeBlock(const float* x, QuantizedRow row, int64_t block) {
   row.sum[2 * block + 1] = int16_t(second);
 }
 
+// The same of kLanes blocks: what is horizontal in one is vertical in many. False, and nothing done, where a value is NaN or infinite.
+TL_INLINE bool quantizeBlocks(const float* x, QuantizedRow row, int64_t block) {
+  constexpr int kSteps = int(kQuantBlock) / kLanes;
+  F32 lanes[kLanes], second[kLanes], spoiled = zero();
+  for (int b = 0; b < kLanes; ++b) {
+    lanes[b] = zero();
+    for (int i = 0; i < kSteps; ++i) {
+      const F32 value = load(x + b * kQuantBlock + i * kLanes);
+      lanes[b] = max(abs(value), lanes[b]);
+      spoiled = mulAdd(value, zero(), spoiled);
+    }
+  }
+  if (any(isNan(spoiled))) return false;
+  const F32 peak = maximumOfEach(lanes);
+  const Mask empty = lessThan(peak, broadcast(0x1p-100f));
+  const F32 scale = select(empty, zero(), div(peak, broadcast(127.0f)));
+  alignas(64) float inverse[kLanes], sums[2][kLanes];
+  store(inverse, select(empty, zero(), div(broadcast(127.0f), peak)));
+  for (int b = 0; b < kLanes; ++b) {
+    I32 half[2] = {zeroInt(), zeroInt()};
+    for (int i = 0; i < kSteps; ++i) {
+      const int64_t at = b * kQuantBlock + i * kLanes;
+      const I32 q = toInt(mul(load(x + at), broadcast(inverse[b])));
+      half[i * kLanes / 16] = add(half[i * kLanes / 16], q);
+      storeBytes(row.q + block * kQuantBlock + at, q);
+    }
+    lanes[b] = toFloat(half[0]), second[b] = toFloat(half[1]);
+  }
+  const F32 first = sumOfEach(lanes), last = sumOfEach(second);
+  store(row.scale + block, scale);
+  store(row.scaledSum + block, mul(scale, add(first, last)));
+  store(sums[0], first);
+  store(sums[1], last);
+  for (int b = 0; b < kLanes; ++b)
+    for (int part = 0; part < 2; ++part) row.sum[2 * (block + b) + part] = int16_t(sums[part][b]);
+  return true;
+}
+
 // x [columns] to the q8 row `row`.
 inline void quantizeRow(const float* x, int64_t columns, QuantizedRow row) {
   const int64_t whole = columns / kQuantBlock, rest = columns % kQuantBlock;
-  for (int64_t block = 0; block < whole; ++block) quantizeBlock(x + block * kQuantBlock, row, block);
+  for (int64_t block = 0; block < whole;) {
+    if (block + kLanes <= whole && quantizeBlocks(x + block * kQuantBlock, row, block)) block += kLanes;
+    else for (const int64_t end = std::min<int64_t>(block + kLanes, whole); block < end; ++block) quantizeBlock(x + block * kQuantBlock, row, block);
+  }
   if (rest == 0) return;
   float last[kQuantBlock] = {};
   std::memcpy(last, x + whole * kQuantBlock, size_t(rest) * sizeof(float));

@@ -60,4 +60,16 @@ TL_INLINE F32 erf(F32 x) {
   return copySign(select(lessThan(magnitude, broadcast(0.9f)), near, far), x);
 }
 
+// Lane i: all lanes of rows[i] combined, in the order of maxLanes and sumLanes.
+template <typename Combine> TL_INLINE F32 lanesOfEach(F32 (&rows)[kLanes], Combine combine) {
+  transpose(rows);
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) rows[i] = combine(rows[i], rows[i + half]);
+  return rows[0];
+}
+TL_INLINE F32 maximumOfEach(F32 (&rows)[kLanes]) { return lanesOfEach(rows, [](F32 a, F32 b) { return max(a, b); }); }
+TL_INLINE F32 sumOfEach(F32 (&rows)[kLanes]) { return lanesOfEach(rows, [](F32 a, F32 b) { return add(a, b); }); }
+
 }  // namespace tl::TL_TARGET
