@@ -61,6 +61,16 @@ Napi::Value cudaDevice(const Napi::CallbackInfo& call) {
   result.Set("bytesHeld", double(device->bytesHeld()));
   result.Set("bytesIn", double(device->bytesIn()));
   result.Set("bytesOut", double(device->bytesOut()));
+  DeviceStatistics statistics{};
+  device->plugin().statistics(statistics);
+  result.Set("bytesTaken", double(statistics.bytesTaken));
+  result.Set("byteLimit", double(statistics.byteLimit));
+  result.Set("streams", device->streams());
+  Napi::Object graphs = Napi::Object::New(call.Env());
+  graphs.Set("made", double(statistics.graphsMade));
+  graphs.Set("launches", double(statistics.graphLaunches));
+  graphs.Set("changes", double(statistics.graphChanges));
+  result.Set("graphs", graphs);
   Napi::Array list = Napi::Array::New(call.Env());
   for (int op = 0; op < int(Op::count); ++op)
     if (device->has(Op(op))) list.Set(list.Length(), kOps[op].name);
@@ -81,6 +91,7 @@ Napi::Value memory(const Napi::CallbackInfo& call) {
 Napi::Value trim(const Napi::CallbackInfo& call) {
   ThreadPool::Turn turn(ThreadPool::shared(), 1);
   SharedArena::trim();
+  if (Device* device = Device::opened()) device->trim();
   return call.Env().Undefined();
 }
 
@@ -124,7 +135,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
       {"createPool", createPool}, {"createCache", createCache}, {"forkCache", forkCache}, {"truncateCache", truncateCache},
       {"dropCache", dropCache}, {"observeCache", observeCache}, {"readCache", readCache}, {"cachePages", cachePages}, {"requantizeCache", requantizeCache}, {"cacheLayerBytes", cacheLayerBytes},
       {"saveCacheLayer", saveCacheLayer}, {"loadCacheLayer", loadCacheLayer},
-      {"cacheLengths", cacheLengths}, {"cacheStatistics", cacheStatistics}, {"run", run}};
+      {"createDeviceTensor", createDeviceTensor}, {"copyDeviceTensor", copyDeviceTensor}, {"cacheLengths", cacheLengths}, {"cacheStatistics", cacheStatistics}, {"run", run}};
   for (const auto& [name, function] : functions) exports.Set(name, Napi::Function::New(env, function, name));
   return exports;
 }

@@ -30,9 +30,7 @@ class Arguments {
     return int64_t(number);
   }
 
-  // Null for this processor.
-  Device* device(Napi::Value value) {
-    if (integer(value, "device", 0, 1) == 0) return nullptr;
+  Device* cudaDevice() {
     std::string why;
     Device* found = Device::cuda(why);
     if (!found) set("device", "there is no CUDA device: see tokenloom info --devices");

@@ -52,7 +52,7 @@ Napi::Value createPool(const Napi::CallbackInfo& info) {
     shape.element = DType(arguments.integer(3, "element", int(DType::f32), int(DType::i4)));
     const int64_t limit = arguments.integer(4, "byteLimit", 0, int64_t(1) << 53);
     PageMemory memory;
-    if (arguments.device(info[5])) memory = {Device::allocatePage, Device::releasePage};
+    if (arguments.integer(5, "device", 0, 1) == 1 && arguments.cudaDevice()) memory = {Device::allocatePage, Device::releasePage, "cuda"};
     if (!arguments.ok()) return arguments.fail();
     auto pool = std::make_shared<Pool>();
     if (const Status status = KvPool::create(shape, limit, pool->pool, memory)) return raise(info.Env(), status);

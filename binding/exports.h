@@ -15,6 +15,8 @@ Napi::Value createCache(const Napi::CallbackInfo& info);
 Napi::Value forkCache(const Napi::CallbackInfo& info);
 Napi::Value truncateCache(const Napi::CallbackInfo& info);
 Napi::Value dropCache(const Napi::CallbackInfo& info);
+Napi::Value createDeviceTensor(const Napi::CallbackInfo& info);
+Napi::Value copyDeviceTensor(const Napi::CallbackInfo& info);
 Napi::Value cacheLengths(const Napi::CallbackInfo& info);
 Napi::Value cacheStatistics(const Napi::CallbackInfo& info);
 Napi::Value observeCache(const Napi::CallbackInfo& info);

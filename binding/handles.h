@@ -12,7 +12,7 @@
 
 namespace tl::binding {
 
-enum class Kind : int32_t { weight = 1, constant, program, pool, cache };
+enum class Kind : int32_t { weight = 1, constant, program, pool, cache, deviceTensor };
 
 struct Weight {
   static constexpr Kind kind = Kind::weight;
@@ -51,6 +51,14 @@ struct Cache {
   std::unique_ptr<KvCache> cache;
   std::atomic<bool> busy{false};
   int64_t bytes() const { return 0; }
+};
+
+// Elements in a device's memory.
+struct DeviceTensor {
+  static constexpr Kind kind = Kind::deviceTensor;
+  DType dtype;
+  std::unique_ptr<DeviceBlock> block;
+  int64_t bytes() const { return block->bytes(); }
 };
 
 struct Handle {

@@ -18,34 +18,35 @@ class RunProgram : public Work {
   int threads = 1;
   Device* device = nullptr;  // null: this processor
   std::vector<Resident*> residents;  // of the bindings
+  std::vector<bool> there;           // bindings that lie on the device already
   using Work::cancel;
 
  protected:
   Status execute() override {
-    ThreadPool& pool = ThreadPool::shared();
-    ThreadPool::Turn turn(pool, threads);
-    if (!turn.ok()) return {Code::memory, "run", "threads", "out of memory for scratch"};
     if (cache) {
       TL_TRY(checkSizes());
       // All or nothing: the cache grows before the first op and counts the new tokens only after the last one.
       TL_TRY(cache->cache->reserve(step.newTokens));
     }
-    Status status = device ? runOnDevice() : runHere(pool);
+    Status status = device ? runOnDevice() : runHere();
     if (!cache) return status;
-    if (!status) status = program->program.cache().kept >= 0 ? evict(pool) : commit();
+    if (!status) status = program->program.cache().kept >= 0 ? evict() : commit();
     if (status) cache->cache->trim();  // the pages that the step was given
     return status;
   }
 
  private:
-  Status runHere(ThreadPool& pool) {
+  Status runHere() {
+    ThreadPool& pool = ThreadPool::shared();
+    ThreadPool::Turn turn(pool, threads);
+    if (!turn.ok()) return {Code::memory, "run", "threads", "out of memory for scratch"};
     std::byte* arena = SharedArena::ensure(program->program.arenaBytes());
     if (!arena) return {Code::memory, "run", "arena", "out of memory for the arena", program->program.arenaBytes(), 0};
     return program->program.run({activeTable(), pool, symbols.data(), bindings.data(), scalars.data(), arena, cancel});
   }
 
   Status runOnDevice() {
-    return device->run({program->program, bindings, program->residents, residents, cache ? &step : nullptr, symbols.data(), scalars.data(), cancel});
+    return device->run({program->program, bindings, program->residents, residents, there, cache ? &step : nullptr, symbols.data(), scalars.data(), cancel});
   }
 
   const Operand& bound(int32_t binding) const { return bindings[size_t(binding)]; }
@@ -79,7 +80,10 @@ class RunProgram : public Work {
     }
   }
 
-  Status evict(ThreadPool& pool) {
+  Status evict() {
+    ThreadPool& pool = ThreadPool::shared();
+    ThreadPool::Turn turn(pool, threads);
+    if (!turn.ok()) return {Code::memory, "run", "threads", "out of memory for scratch"};
     const CachePlan& plan = program->program.cache();
     KvCache& held = *cache->cache;
     const int64_t heads = int64_t(held.shape().layers) * held.shape().kvHeads, stride = symbols[size_t(plan.keptStride)];
@@ -150,6 +154,14 @@ Napi::Value run(const Napi::CallbackInfo& info) {
         work->residents.resize(work->bindings.size());
         work->residents.back() = &weight->resident;
         work->held.push_back(std::move(weight));
+      } else if (value.IsExternal()) {
+        auto tensor = arguments.object<DeviceTensor>(value, "bindings");
+        if (!tensor) break;
+        if (!fits(wanted, tensor->dtype)) arguments.set("bindings", "element type differs from the program's");
+        work->bindings.push_back({wanted, tensor->block->data(), tensor->block->bytes()});
+        work->there.resize(work->bindings.size());
+        work->there.back() = true;
+        work->held.push_back(std::move(tensor));
       } else {
         Operand operand = arguments.memory(value, "bindings");
         if (arguments.ok() && !fits(wanted, operand.dtype)) arguments.set("bindings", "element type differs from the program's");
@@ -159,7 +171,13 @@ Napi::Value run(const Napi::CallbackInfo& info) {
       }
     }
     if (arguments.ok() && (program.cache().binding >= 0) != bool(work->cache)) arguments.set("bindings", "the program needs a cache");
-    work->device = arguments.device(info[6]);
+    // 0 here, 1 on the device, 2 where the cache lies. The host reaches pages of the device, not the other way round.
+    const bool onDevice = work->cache && work->cache->cache->onDevice();
+    const int64_t device = arguments.integer(6, "device", 0, 2);
+    if (device == 1 && work->cache && !onDevice) arguments.set("device", "this cache lies in the host's memory, where the device cannot reach it");
+    if (device == 1 || (device == 2 && onDevice)) work->device = arguments.cudaDevice();
+    if (!work->there.empty() && (!work->device || work->cache)) arguments.set("bindings", "a tensor on the device needs a run there, and one without a cache");
+    work->there.resize(work->bindings.size());
     work->residents.resize(work->bindings.size());
     if (!arguments.ok()) return arguments.fail();
     work->cancel = static_cast<int32_t*>(cancel.data);

@@ -53,7 +53,10 @@ inline Status copyScores(const char* op, const CacheLayer& layer, DeviceContext&
   std::vector<float> held(size_t(heads * width), 0.0f);
   for (int32_t head = 0; head < heads; ++head) {
     const float* from = layer.cache->scores[layer.layer * heads + head];
-    if (from) std::copy(from, from + layer.length(head) + layer.cache->newTokens, held.begin() + head * width);
+    if (!from) continue;
+    const int64_t tokens = layer.length(head) + layer.cache->newTokens;
+    TL_TRY(context.hostReads(from, size_t(tokens) * sizeof(float)));
+    std::copy(from, from + tokens, held.begin() + head * width);
   }
   return context.upload(op, held.data(), held.size() * sizeof(float), reinterpret_cast<void**>(rows));
 }

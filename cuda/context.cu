@@ -1,51 +1,54 @@
-// Streams, memory and copies: the few calls of the CUDA runtime besides launches.
+// Streams, copies and waiting: what the plug-in does around ops.
 #include "core/context.cuh"
+
+#include "core/memory.cuh"
 
 namespace tl::cuda {
 
 DeviceContext* createContext() {
   auto* context = new DeviceContext();
-  context->problems = static_cast<int*>(allocate(sizeof(int) * size_t(Problems::count), DeviceMemory::pinned));
-  if (!context->problems) {
+  void* problems = nullptr;
+  if (MemoryPool::shared().allocate("stream", sizeof(int) * size_t(Problems::count), DeviceMemory::pinned, &problems)) {
     delete context;
     return nullptr;
   }
+  context->problems = static_cast<int*>(problems);
   for (int i = 0; i < int(Problems::count); ++i) context->problems[i] = 0;
-#if defined(__CUDACC__)
-  if (cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking) != cudaSuccess) {
-    (void)cudaGetLastError();
+  if (fromRuntime("stream", cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking))) {
     delete context;
     return nullptr;
   }
-#endif
   return context;
 }
 
 void destroyContext(DeviceContext* context) { delete context; }
 
-void* allocate(size_t bytes, DeviceMemory kind) {
-  void* data = nullptr;
-  const size_t size = bytes ? bytes : 1;
-  const cudaError_t error = kind == DeviceMemory::device ? cudaMalloc(&data, size) : kind == DeviceMemory::managed ? cudaMallocManaged(&data, size) : cudaMallocHost(&data, size);
-  if (error == cudaSuccess) return data;
-  (void)cudaGetLastError();
-  return nullptr;
-}
+Status copyIn(DeviceContext& context, void* to, const void* from, size_t bytes) { return context.staging.in(to, from, bytes, context.stream); }
+Status copyOut(DeviceContext& context, void* to, const void* from, size_t bytes) { return context.staging.out(to, from, bytes, context.stream); }
 
-void release(void* data, DeviceMemory kind) {
-  if (data) (void)(kind == DeviceMemory::pinned ? cudaFreeHost(data) : cudaFree(data));
-}
+void begin(DeviceContext& context, uint64_t program) { context.recorder.begin(program); }
 
-Status copyIn(DeviceContext& context, void* to, const void* from, size_t bytes) {
-  return fromRuntime("copy", cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, context.stream));
+namespace {
+Status wait(DeviceContext& context, Status status) {
+  const Status waited = fromRuntime("synchronize", cudaStreamSynchronize(context.stream));
+  if (!status) status = waited;
+  if (status) context.staging.forget();
+  else context.staging.settle();
+  return status;
 }
-Status copyOut(DeviceContext& context, void* to, const void* from, size_t bytes) {
-  return fromRuntime("copy", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, context.stream));
-}
-Status synchronize(DeviceContext& context) {
-  TL_TRY(fromRuntime("synchronize", cudaStreamSynchronize(context.stream)));
+}  // namespace
+
+Status synchronize(DeviceContext& context) { return wait(context, context.recorder.flush(context.stream)); }
+
+Status finish(DeviceContext& context, bool good) {
+  Status status;
+  if (good) status = context.recorder.finish(context.stream);
+  else context.recorder.discard();
+  // Waited for after an error too: memory must not go while the device uses it.
+  status = wait(context, status);
   const bool index = context.problems[int(Problems::index)], number = context.problems[int(Problems::notANumber)];
   for (int i = 0; i < int(Problems::count); ++i) context.problems[i] = 0;
+  if (status || !good) return status;
   if (index) return argumentError("cuda", "index", "has a number outside its table");
   return number ? Status{Code::numeric, "cuda", "logits", "has NaN or no finite largest element"} : Status{};
 }
@@ -64,8 +67,8 @@ Status DeviceContext::scratch(const char* op, size_t bytes, void** out) {
   }
   constexpr size_t kLeast = size_t(1) << 20;
   const size_t size = wanted < kLeast ? kLeast : wanted;
-  void* data = cuda::allocate(size, DeviceMemory::device);
-  if (!data) return {Code::memory, op, "", "out of device memory for scratch", 0, int64_t(size)};
+  void* data = nullptr;
+  TL_TRY(cuda::MemoryPool::shared().allocate(op, size, DeviceMemory::device, &data));
   blocks_.push_back({data, size});
   used_ = wanted;
   *out = data;
@@ -77,12 +80,12 @@ Status DeviceContext::upload(const char* op, const void* from, size_t bytes, voi
   return cuda::copyIn(*this, *out, from, bytes);
 }
 
+Status DeviceContext::hostReads(const void* data, size_t bytes) { return staging.owes(data, bytes) ? cuda::synchronize(*this) : Status{}; }
+
 DeviceContext::~DeviceContext() {
-  cuda::release(problems, DeviceMemory::pinned);
-  for (const Block& block : blocks_) cuda::release(block.data, DeviceMemory::device);
-#if defined(__CUDACC__)
   if (stream) (void)cudaStreamDestroy(stream);
-#endif
+  cuda::MemoryPool::shared().release(problems);
+  for (const Block& block : blocks_) cuda::MemoryPool::shared().release(block.data);
 }
 
 }  // namespace tl

@@ -1,7 +1,7 @@
 import addon from "#native";
 import { AbortError, ArgumentError, BusyError, DisposedError, ModelFormatError, NumericError, OutOfMemoryError, ShapeError, TokenloomError } from "./errors.js";
 
-/** A native object: weight, vector, program, page pool or cache. Freed by `release`, or by the garbage collector. */
+/** A native object: weight, vector, program, page pool, cache or tensor of a device. Freed by `release`, or by the garbage collector. */
 export interface NativeHandle {
   readonly __nativeHandle: unique symbol;
 }
@@ -67,6 +67,13 @@ export type CudaDevice =
       readonly bytesHeld: number;
       readonly bytesIn: number;
       readonly bytesOut: number;
+      /** Taken from the driver, whether held or kept for the next who asks; at most `byteLimit` (TOKENLOOM_DEVICE_MEMORY), 0: no limit. */
+      readonly bytesTaken: number;
+      readonly byteLimit: number;
+      /** Streams made so far: runs on different ones go side by side. */
+      readonly streams: number;
+      /** CUDA graphs made of runs that repeat, launches of them, and how many of their nodes were told of other arguments. */
+      readonly graphs: { readonly made: number; readonly launches: number; readonly changes: number };
       /** Ops that have a twin. */
       readonly ops: readonly string[];
     };
@@ -95,6 +102,10 @@ export interface NativeAddon {
   /** Copies `values` into native memory for use as a constant of programs. */
   createConstant(values: Bytes, dtype: number): NativeHandle;
   createProgram(words: Float64Array, constants: readonly NativeHandle[]): NativeHandle;
+  /** Memory of the device, its contents undefined. */
+  createDeviceTensor(bytes: number, dtype: number): NativeHandle;
+  /** Fills it from `values`, or `values` from it. */
+  copyDeviceTensor(tensor: NativeHandle, values: Bytes, toDevice: boolean): Promise<void>;
   createPool(layers: number, kvHeads: number, headDim: number, element: number, byteLimit: number, device: number): NativeHandle;
   createCache(pool: NativeHandle): NativeHandle;
   /** A cache of the first `tokens` tokens that shares their pages. */
@@ -145,6 +156,13 @@ export function isFailure(error: unknown): error is NativeFailure {
   return typeof error === "object" && error !== null && typeof (error as { status?: unknown }).status === "string";
 }
 
+/** What was asked of a device's memory, and what it holds. */
+function deviceMemory({ argument, message, got }: NativeFailure): string {
+  const device = native.cudaDevice();
+  const holds = device.available ? `: it holds ${device.bytesHeld} bytes and has taken ${device.bytesTaken}${device.byteLimit > 0 ? ` of at most ${device.byteLimit}` : ""}` : "";
+  return `cuda: ${argument}: ${message}, ${got} bytes were asked for${holds}`;
+}
+
 /** Turns what the addon threw into a typed error whose stack is the caller's. */
 export function fromNative(error: unknown, reason?: unknown): unknown {
   if (!isFailure(error)) return error;
@@ -153,7 +171,7 @@ export function fromNative(error: unknown, reason?: unknown): unknown {
   switch (error.status) {
     case "argument": return new ArgumentError(error.argument, text);
     case "shape": return new ShapeError(error.op, error.argument, text);
-    case "memory": return new OutOfMemoryError(text);
+    case "memory": return new OutOfMemoryError(error.op === "cuda" ? deviceMemory(error) : text);
     case "cancelled": return new AbortError(reason);
     case "numeric": return new NumericError(text);
     case "format": case "io": return new ModelFormatError(text);

@@ -13,36 +13,43 @@ export interface RunOptions {
 }
 
 /**
- * Native work takes turns, first come first served, one piece at a time with all its threads. Those that wait do so here,
- * not in libuv's few threads, which stay free for file and network work however many sessions there are.
+ * Native work takes turns, first come first served. Those that wait do so here, not in libuv's few threads, which stay free for
+ * file and network work however many sessions there are.
  */
-let busy = false;
-const waiting: (() => void)[] = [];
+class Turns {
+  private readonly waiting: (() => void)[] = [];
 
-function turn(signal: AbortSignal | undefined): Promise<void> {
-  if (!busy) {
-    busy = true;
-    return Promise.resolve();
+  constructor(private free: number) {}
+
+  take(signal: AbortSignal | undefined): Promise<void> {
+    if (this.free > 0) {
+      this.free--;
+      return Promise.resolve();
+    }
+    const { waiting } = this;
+    return new Promise((resolve, reject) => {
+      const abort = (): void => {
+        waiting.splice(waiting.indexOf(start), 1);
+        reject(new AbortError(signal?.reason));
+      };
+      const start = (): void => {
+        signal?.removeEventListener("abort", abort);
+        resolve();
+      };
+      signal?.addEventListener("abort", abort, { once: true });
+      waiting.push(start);
+    });
   }
-  return new Promise((resolve, reject) => {
-    const abort = (): void => {
-      waiting.splice(waiting.indexOf(start), 1);
-      reject(new AbortError(signal?.reason));
-    };
-    const start = (): void => {
-      signal?.removeEventListener("abort", abort);
-      resolve();
-    };
-    signal?.addEventListener("abort", abort, { once: true });
-    waiting.push(start);
-  });
+
+  give(): void {
+    const start = this.waiting.shift();
+    if (start) start();
+    else this.free++;
+  }
 }
 
-function next(): void {
-  const start = waiting.shift();
-  if (start) start();
-  else busy = false;
-}
+/** On the processor one piece of work at a time, with all its threads; on a device two, each on a stream of its own: one prepares its step while the other waits for its. */
+const turns: Readonly<Record<DeviceName, Turns>> = { cpu: new Turns(1), cuda: new Turns(2) };
 
 let cores: number | undefined;
 
@@ -61,12 +68,12 @@ export function runOptions(options: RunOptions): RunOptions {
   return { signal, threads, device };
 }
 
-/** Runs one piece of native work in turn; `signal` reaches it also while it waits. */
-export async function schedule<T>(work: (threads: number, cancel: Int32Array) => Promise<T>, options: RunOptions = {}): Promise<T> {
+/** Runs one piece of native work in turn, of those on `place`; `signal` reaches it also while it waits. */
+export async function schedule<T>(work: (threads: number, cancel: Int32Array) => Promise<T>, options: RunOptions = {}, place: DeviceName = "cpu"): Promise<T> {
   const { signal } = runOptions(options); // wrong ones must not reach the turn: nobody would end it
   const threads = threadCount(options.threads);
   if (signal?.aborted) throw new AbortError(signal.reason);
-  await turn(signal);
+  await turns[place].take(signal);
   const cancel = new Int32Array(1);
   const abort = (): void => void Atomics.store(cancel, 0, 1);
   try {
@@ -77,6 +84,6 @@ export async function schedule<T>(work: (threads: number, cancel: Int32Array) =>
     throw fromNative(error, signal?.reason);
   } finally {
     signal?.removeEventListener("abort", abort);
-    next();
+    turns[place].give();
   }
 }

@@ -1,5 +1,7 @@
-import { DisposedError, invalidArgument, OutOfMemoryError } from "./errors.js";
-import type { Bytes } from "./native.js";
+import { deviceOf, type DeviceName } from "./device.js";
+import { ArgumentError, DisposedError, invalidArgument, OutOfMemoryError } from "./errors.js";
+import { callNative, dtypeCode, native, type Bytes, type NativeHandle } from "./native.js";
+import { schedule, type RunOptions } from "./schedule.js";
 
 /** Element types that user tensors may have. f16 and bf16 are bit patterns in a Uint16Array. */
 export type TensorType = "f32" | "f16" | "bf16" | "i8" | "u8" | "i32";
@@ -21,25 +23,76 @@ const net = new FinalizationRegistry<number>((bytes) => {
   liveBytes -= bytes;
 });
 
+/** Memory of a device, shared by the tensors that are views of it. What is never released goes with its handle. */
+class DeviceArray {
+  private users = 1;
+
+  constructor(readonly handle: NativeHandle) {}
+
+  shared(): this {
+    this.users++;
+    return this;
+  }
+
+  release(): void {
+    if (--this.users === 0) native.release(this.handle);
+  }
+}
+
 /**
  * A dense array of numbers with a shape, outermost dim first. It is a view over a JavaScript ArrayBuffer: kernels read and
  * write that memory itself, nothing is copied, and V8 knows its size. Do not transfer or resize the buffer during a call.
+ * Or it lies in a device's memory, see to(): ops that are given such a tensor run there, and what they return lies there.
  */
 export class Tensor<T extends TensorType = TensorType> implements Disposable {
-  private array: TensorData<T> | undefined;
+  private array: TensorData<T> | DeviceArray | undefined;
+  /** Where the elements are. */
+  readonly device: DeviceName;
 
   /** @internal Use tensor(). */
-  constructor(readonly type: T, readonly shape: readonly number[], data: TensorData<T>) {
+  constructor(readonly type: T, readonly shape: readonly number[], data: TensorData<T> | DeviceArray) {
     this.array = data;
+    this.device = data instanceof DeviceArray ? "cuda" : "cpu";
+    if (data instanceof DeviceArray) return;
     live++;
     liveBytes += data.byteLength;
     net.register(this, data.byteLength, this);
   }
 
-  /** The elements, row-major. The same memory, not a copy. */
-  get data(): TensorData<T> {
+  private get held(): TensorData<T> | DeviceArray {
     if (!this.array) throw new DisposedError("This tensor");
     return this.array;
+  }
+
+  /** The elements, row-major. The same memory, not a copy. Throws ArgumentError where they lie on a device. */
+  get data(): TensorData<T> {
+    const { held } = this;
+    if (held instanceof DeviceArray) throw new ArgumentError("data", "Expected a tensor in JavaScript memory but this one lies on cuda: copy it with await tensor.to('cpu')");
+    return held;
+  }
+
+  /** What a run is given. @internal */
+  get memory(): Bytes | NativeHandle {
+    const { held } = this;
+    return held instanceof DeviceArray ? held.handle : (held as Bytes);
+  }
+
+  /**
+   * A copy on another device, or a view of this tensor where it lies there already; systemInfo().cuda counts the bytes. Both are
+   * disposed of for themselves. Throws ArgumentError where there is no such device, OutOfMemoryError, DisposedError.
+   */
+  async to(device: DeviceName, options: Pick<RunOptions, "signal"> = {}): Promise<Tensor<T>> {
+    const { held, shape, type } = this;
+    if (deviceOf(device) === this.device) return this.reshape(shape);
+    const made = device === "cuda" ? onDevice(shape, type) : zeros(shape, type);
+    const [there, here] = held instanceof DeviceArray ? [held.handle, made.memory as Bytes] : [made.memory as NativeHandle, held as Bytes];
+    try {
+      await schedule(() => native.copyDeviceTensor(there, here, device === "cuda"), options, "cuda");
+    } catch (error) {
+      made.dispose();
+      throw error;
+    }
+    return made;
   }
 
   get size(): number {
@@ -52,16 +105,24 @@ export class Tensor<T extends TensorType = TensorType> implements Disposable {
 
   /** The same elements under another shape. */
   reshape(shape: readonly number[]): Tensor<T> {
-    return tensor(this.data as Bytes, shape, this.type) as Tensor<T>;
+    const { held } = this;
+    if (held instanceof DeviceArray) {
+      checkShape(shape, this.size);
+      return new Tensor(this.type, [...shape], held.shared());
+    }
+    return tensor(held as Bytes, shape, this.type) as Tensor<T>;
   }
 
   /** Lets go of the memory. A run that uses it ends first; twice is fine. */
   dispose(): void {
-    if (!this.array) return;
-    live--;
-    liveBytes -= this.array.byteLength;
-    net.unregister(this);
+    const { array } = this;
     this.array = undefined;
+    if (array instanceof DeviceArray) array.release();
+    else if (array) {
+      live--;
+      liveBytes -= array.byteLength;
+      net.unregister(this);
+    }
   }
 
   [Symbol.dispose](): void {
@@ -118,6 +179,12 @@ export function zeros<T extends TensorType = "f32">(shape: readonly number[], ty
   if (!Object.hasOwn(arrays, type)) throw invalidArgument("type", Object.keys(arrays).join(", "), type);
   if (!Number.isSafeInteger(size) || size < 0) throw invalidArgument("shape", "non-negative integer dims", shape);
   return tensor(allocate(arrays[type], size), shape, type) as Tensor<T>;
+}
+
+/** A tensor in the device's memory, its elements undefined. @internal */
+export function onDevice<T extends TensorType>(shape: readonly number[], type: T): Tensor<T> {
+  const bytes = shape.reduce((product, dim) => product * dim, 1) * arrays[type].BYTES_PER_ELEMENT;
+  return new Tensor(type, [...shape], new DeviceArray(callNative(() => native.createDeviceTensor(bytes, dtypeCode[type]))));
 }
 
 /** The same object, with a dispose() of all tensors that are its properties, or in arrays that are. */

@@ -38,7 +38,7 @@ KvPage* KvPool::take(DType element, Status& status) {
   void* memory = memory_.allocate ? memory_.allocate(size_t(bytes)) : allocateAligned(size_t(bytes), Owner::cache);
   if (!memory) {
     held_.fetch_sub(bytes, std::memory_order_relaxed);
-    status = {Code::memory, "kvCache", "", "out of memory for cache pages", bytes, 0};
+    status = {Code::memory, memory_.name, "pages", "out of memory for cache pages", 0, bytes};
     return nullptr;
   }
   std::memset(memory, 0, size_t(bytes));

@@ -69,6 +69,7 @@ void writeToken(KvPage& page, const KvLayout& layout, int64_t slot, const float*
 struct PageMemory {
   void* (*allocate)(size_t bytes) = nullptr;
   void (*release)(void* data, size_t bytes) = nullptr;
+  const char* name = "kvCache";  // for errors
 };
 
 // Hands out pages up to a byte limit (0 = none). Thread safe. Fresh pages are zeroed: what an earlier session kept is never
@@ -84,6 +85,7 @@ class KvPool {
   const KvShape& shape() const { return shape_; }
   KvLayout layout(DType element) const { return {element, shape_.headDim}; }
   int64_t byteLimit() const { return byteLimit_; }
+  bool onDevice() const { return memory_.allocate != nullptr; }
   int64_t bytesHeld() const { return held_.load(std::memory_order_relaxed); }
 
   // Null where the limit or the system's memory is reached; one reference.
@@ -112,6 +114,8 @@ class KvCache {
 
   const KvShape& shape() const { return pool_->shape(); }
   KvLayout layout(DType element) const { return pool_->layout(element); }
+  // Whether a device reaches its pages; the host always does.
+  bool onDevice() const { return pool_->onDevice(); }
 
   // Makes room for n more tokens in every layer and head, all or nothing, and makes the pages that they go to this cache's
   // own. Code::memory: nothing was lost, the cache is as before.

@@ -91,6 +91,8 @@ void releaseAligned(void* data, size_t bytes, Owner owner) {
   else systemRelease(data, kAlignment);
 }
 
+void countBytes(Owner owner, int64_t bytes) { held[int(owner)].fetch_add(bytes, std::memory_order_relaxed); }
+
 int64_t bytesHeld(Owner owner) { return held[int(owner)].load(std::memory_order_relaxed); }
 
 void failAllocation(int64_t n, bool andAllLater) {

@@ -16,6 +16,8 @@ enum class Owner : int32_t { tensor = 0, arena, weight, cache, scratch, count };
 void* allocateAligned(size_t bytes, Owner owner);
 void releaseAligned(void* data, size_t bytes, Owner owner);
 int64_t bytesHeld(Owner owner);
+// Counts memory that came from elsewhere, such as a device's, as an owner's; negative where it goes back.
+void countBytes(Owner owner, int64_t bytes);
 // Fails the n-th allocation from now (n = 1 is the next); `andAllLater` keeps failing. n = 0 switches off.
 void failAllocation(int64_t n, bool andAllLater);
 int64_t allocationsSoFar();

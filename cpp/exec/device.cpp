@@ -2,10 +2,24 @@
 
 #include <dlfcn.h>
 
+#include <cerrno>
 #include <cstdlib>
 
 namespace tl {
 namespace {
+
+constexpr size_t kMostLanes = 4;  // as many runs as Node has threads for
+
+// TOKENLOOM_DEVICE_MEMORY, 0 where it is not set; false where it is no number.
+bool byteLimit(int64_t& limit) {
+  const char* text = std::getenv("TOKENLOOM_DEVICE_MEMORY");
+  limit = 0;
+  if (!text || !*text) return true;
+  char* end = nullptr;
+  errno = 0;
+  limit = std::strtoll(text, &end, 10);
+  return errno == 0 && *end == 0 && limit > 0;
+}
 
 std::string libraryPath() {
   if (const char* given = std::getenv("TOKENLOOM_CUDA_LIBRARY"); given && *given) return given;
@@ -42,19 +56,30 @@ struct CacheViews {
 
 }  // namespace
 
-DeviceBlock::DeviceBlock(Device& device, size_t bytes, DeviceMemory kind)
-    : device_(device), data_(static_cast<std::byte*>(device.plugin().allocate(bytes, kind))), bytes_(data_ ? bytes : 0), kind_(kind) {
-  device_.held_.fetch_add(int64_t(bytes_), std::memory_order_relaxed);
+Status DeviceBlock::make(Device& device, const char* what, int64_t bytes, std::unique_ptr<DeviceBlock>& block) {
+  if (allocationMustFail()) return {Code::memory, "cuda", what, "out of memory", 0, bytes};
+  void* data = nullptr;
+  TL_TRY(device.plugin().allocate(what, size_t(bytes), DeviceMemory::device, &data));
+  device.held_.fetch_add(bytes, std::memory_order_relaxed);
+  block.reset(new DeviceBlock(device, static_cast<std::byte*>(data), bytes));
+  return {};
 }
 
 DeviceBlock::~DeviceBlock() {
-  if (data_) device_.plugin().release(data_, kind_);
-  device_.held_.fetch_sub(int64_t(bytes_), std::memory_order_relaxed);
+  device_.plugin().release(data_);
+  device_.held_.fetch_sub(bytes_, std::memory_order_relaxed);
 }
+
+std::atomic<Device*> Device::opened_{nullptr};
 
 Device* Device::cuda(std::string& why) {
   static std::string reason;
   static Device* opened = []() -> Device* {
+    int64_t limit;
+    if (!byteLimit(limit)) {
+      reason = "TOKENLOOM_DEVICE_MEMORY is no positive number of bytes";
+      return nullptr;
+    }
     const std::string path = libraryPath();
     void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!library) {
@@ -69,9 +94,15 @@ Device* Device::cuda(std::string& why) {
     }
     auto* device = new Device();  // never destroyed, like the thread pool
     device->plugin_ = plugin;
-    if (const char* problem = plugin->open(device->info_)) reason = problem;
-    else if (!(device->context_ = plugin->createContext())) reason = "no stream could be made";
-    if (device->context_) return device;
+    const char* problem = plugin->open(device->info_, limit);
+    Lane* lane = nullptr;
+    if (!problem && device->takeLane(nullptr, lane)) problem = "no stream could be made";
+    if (!problem) {
+      device->giveLane(*lane);
+      opened_.store(device, std::memory_order_release);
+      return device;
+    }
+    reason = problem;
     delete device;
     return nullptr;
   }();
@@ -82,32 +113,95 @@ Device* Device::cuda(std::string& why) {
 void* Device::allocatePage(size_t bytes) {
   std::string why;
   Device* device = cuda(why);
-  void* data = device ? device->plugin().allocate(bytes, DeviceMemory::managed) : nullptr;
-  if (data) device->held_.fetch_add(int64_t(bytes), std::memory_order_relaxed);
+  void* data = nullptr;
+  if (!device || allocationMustFail() || device->plugin().allocate("pages", bytes, DeviceMemory::managed, &data)) return nullptr;
+  device->held_.fetch_add(int64_t(bytes), std::memory_order_relaxed);
+  countBytes(Owner::cache, int64_t(bytes));
   return data;
 }
 
 void Device::releasePage(void* data, size_t bytes) {
   std::string why;
   Device* device = cuda(why);
-  device->plugin().release(data, DeviceMemory::managed);
+  device->plugin().release(data);
   device->held_.fetch_sub(int64_t(bytes), std::memory_order_relaxed);
+  countBytes(Owner::cache, -int64_t(bytes));
 }
 
-Status Device::copyIn(void* to, const void* from, int64_t bytes) {
+int Device::streams() {
+  const std::lock_guard<std::mutex> lock(laneMutex_);
+  return int(lanes_.size());
+}
+
+void Device::trim() {
+  {
+    const std::lock_guard<std::mutex> lock(laneMutex_);
+    for (const auto& lane : lanes_)
+      if (!lane->busy) lane->arena.reset();
+  }
+  plugin_->trim();
+}
+
+// The stream that served this cache last, else one that is free, else a new one.
+Status Device::takeLane(const void* user, Lane*& lane) {
+  std::unique_lock<std::mutex> lock(laneMutex_);
+  for (;;) {
+    const auto preference = [&](const Lane& one) { return one.busy ? 0 : one.user == user ? 3 : !one.user ? 2 : 1; };
+    lane = nullptr;
+    for (const auto& one : lanes_)
+      if (preference(*one) > (lane ? preference(*lane) : 0)) lane = one.get();
+    const bool another = user && lane && preference(*lane) == 1;  // rather than take a session's
+    if ((!lane || another) && lanes_.size() < kMostLanes) {
+      auto made = std::make_unique<Lane>();
+      made->context = plugin_->createContext();
+      if (made->context) {
+        lanes_.push_back(std::move(made));
+        lane = lanes_.back().get();
+      } else if (lanes_.empty()) {
+        return {Code::memory, "cuda", "stream", "no stream could be made"};
+      }
+    }
+    if (lane) break;
+    laneFree_.wait(lock);
+  }
+  lane->busy = true;
+  if (user) lane->user = user;
+  return {};
+}
+
+void Device::giveLane(Lane& lane) {
+  {
+    const std::lock_guard<std::mutex> lock(laneMutex_);
+    lane.busy = false;
+  }
+  laneFree_.notify_one();
+}
+
+class Device::LaneHold {
+ public:
+  LaneHold(Device& device, Lane& lane) : device_(device), lane_(lane) {}
+  ~LaneHold() { device_.giveLane(lane_); }
+  LaneHold(const LaneHold&) = delete;
+  LaneHold& operator=(const LaneHold&) = delete;
+
+ private:
+  Device& device_;
+  Lane& lane_;
+};
+
+Status Device::copyIn(Lane& lane, void* to, const void* from, int64_t bytes) {
   if (bytes == 0) return {};
   in_.fetch_add(bytes, std::memory_order_relaxed);
-  return plugin_->copyIn(*context_, to, from, size_t(bytes));
+  return plugin_->copyIn(*lane.context, to, from, size_t(bytes));
 }
 
-Status Device::makeResident(const Operand& operand, Resident& resident) {
-  if (resident.block) return {};
+Status Device::makeResident(Lane& lane, const Operand& operand, Resident& resident) {
   const bool packed = operand.dtype == DType::packed;
   const auto* weight = static_cast<const PackedWeight*>(operand.data);
   const int64_t bytes = packed ? int64_t(weight->buffer.bytes()) : operand.bytes;
-  auto block = std::make_unique<DeviceBlock>(*this, size_t(bytes), DeviceMemory::device);
-  if (!block->data()) return {Code::memory, "cuda", "weights", "out of device memory", bytes, 0};
-  TL_TRY(copyIn(block->data(), packed ? weight->buffer.as() : operand.data, bytes));
+  std::unique_ptr<DeviceBlock> block;
+  TL_TRY(DeviceBlock::make(*this, "weights", bytes, block));
+  TL_TRY(copyIn(lane, block->data(), packed ? weight->buffer.as() : operand.data, bytes));
   if (packed)
     resident.weight = {weight->rows, weight->columns, weight->groupBytes, weight->format, weight->blockSize, weight->groupRows, weight->hasMinimum, weight->wideScale,
                        byteBias(weight->isa), block->data()};
@@ -115,47 +209,102 @@ Status Device::makeResident(const Operand& operand, Resident& resident) {
   return {};
 }
 
-Status Device::place(const Operand& operand, Resident* resident, DeviceCache* cache, Operand& placed) {
-  placed = operand;
-  if (operand.dtype == DType::cache) {
-    placed.data = cache;
-  } else if (resident) {
-    TL_TRY(makeResident(operand, *resident));
-    placed.data = operand.dtype == DType::packed ? static_cast<void*>(&resident->weight) : resident->block->data();
+// Copies what is not there yet and waits for it: another stream may use it next.
+Status Device::makeResidents(Lane& lane, const Run& run) {
+  const std::lock_guard<std::mutex> lock(residentMutex_);
+  std::vector<Resident*> fresh;
+  Status status;
+  plugin_->begin(*lane.context, 0);
+  const auto make = [&](const Operand& operand, Resident* resident) {
+    if (status || !resident || resident->block) return;
+    fresh.push_back(resident);
+    status = makeResident(lane, operand, *resident);
+  };
+  for (size_t i = 0; i < run.residents.size(); ++i) make(run.program.constants()[i], run.residents[i]);
+  for (size_t i = 0; i < run.boundResidents.size(); ++i) make(run.bindings[i], run.boundResidents[i]);
+  if (fresh.empty()) return {};
+  const Status finished = plugin_->finish(*lane.context, true);
+  if (finished)
+    for (Resident* resident : fresh) resident->block.reset();
+  return status ? status : finished;
+}
+
+Status Device::ensureArena(Lane& lane, int64_t bytes) {
+  if (lane.arena && lane.arena->bytes() >= bytes) return {};
+  lane.arena.reset();  // free before asking: the peak is the larger of the two, not their sum
+  const Status status = DeviceBlock::make(*this, "arena", bytes, lane.arena);
+  if (!status) return {};
+  trim();  // what idle streams keep
+  return DeviceBlock::make(*this, "arena", bytes, lane.arena);
+}
+
+Status Device::bind(Lane& lane, const Run& run, DeviceCache* cache, std::vector<Operand>& bindings, std::vector<std::unique_ptr<DeviceBlock>>& blocks) {
+  for (size_t i = 0; i < run.bindings.size(); ++i) {
+    Operand operand = run.bindings[i];
+    if (operand.dtype == DType::cache) {
+      operand.data = cache;
+    } else if (Resident* resident = run.boundResidents[i]) {
+      operand.data = operand.dtype == DType::packed ? static_cast<void*>(&resident->weight) : resident->block->data();
+    } else if (operand.dtype != DType::none && !run.there[i]) {
+      TL_TRY(DeviceBlock::make(*this, "bindings", operand.bytes, blocks[i]));
+      TL_TRY(copyIn(lane, blocks[i]->data(), operand.data, operand.bytes));
+      operand.data = blocks[i]->data();
+    }
+    bindings.push_back(operand);
   }
   return {};
 }
 
-Status Device::run(const Run& run) {
-  std::vector<Operand> constants(run.residents.size()), bindings(run.bindings.size());
-  std::unique_ptr<CacheViews> views = run.step ? std::make_unique<CacheViews>(*run.step) : nullptr;
-  for (size_t i = 0; i < constants.size(); ++i) TL_TRY(place(run.program.constants()[i], run.residents[i], nullptr, constants[i]));
-  std::vector<std::unique_ptr<DeviceBlock>> blocks(bindings.size());
+Status Device::execute(Lane& lane, const Run& run, std::vector<std::unique_ptr<DeviceBlock>>& blocks) {
+  std::vector<Operand> constants = run.program.constants(), bindings;
+  for (size_t i = 0; i < constants.size(); ++i) {
+    Resident& resident = *run.residents[i];
+    constants[i].data = constants[i].dtype == DType::packed ? static_cast<void*>(&resident.weight) : resident.block->data();
+  }
+  const std::unique_ptr<CacheViews> views = run.step ? std::make_unique<CacheViews>(*run.step) : nullptr;
+  TL_TRY(bind(lane, run, views ? &views->cache : nullptr, bindings, blocks));
+  TL_TRY(ensureArena(lane, run.program.arenaBytes()));
+  TL_TRY(run.program.runOn({plugin_->kernels, lane.context, constants.data(), run.symbols, bindings.data(), run.scalars, lane.arena->data(), run.cancel}));
   for (size_t i = 0; i < bindings.size(); ++i) {
-    const Operand& operand = run.bindings[i];
-    TL_TRY(place(operand, run.boundResidents[i], views ? &views->cache : nullptr, bindings[i]));
-    if (operand.dtype == DType::none || operand.dtype == DType::cache || run.boundResidents[i]) continue;
-    blocks[i] = std::make_unique<DeviceBlock>(*this, size_t(operand.bytes), DeviceMemory::device);
-    if (!blocks[i]->data()) return {Code::memory, "cuda", "bindings", "out of device memory", operand.bytes, 0};
-    TL_TRY(copyIn(blocks[i]->data(), operand.data, operand.bytes));
-    bindings[i].data = blocks[i]->data();
-  }
-  const int64_t arenaBytes = run.program.arenaBytes();
-  if (!arena_ || int64_t(arena_->bytes()) < arenaBytes) {
-    arena_.reset();
-    arena_ = std::make_unique<DeviceBlock>(*this, size_t(arenaBytes), DeviceMemory::device);
-    if (!arena_->data()) {
-      arena_.reset();
-      return {Code::memory, "cuda", "arena", "out of device memory", arenaBytes, 0};
-    }
-  }
-  Status status = run.program.runOn({plugin_->kernels, context_, constants.data(), run.symbols, bindings.data(), run.scalars, arena_->data(), run.cancel});
-  for (size_t i = 0; i < bindings.size() && !status; ++i) {
     if (!blocks[i] || !run.program.writes(int32_t(i))) continue;
     out_.fetch_add(run.bindings[i].bytes, std::memory_order_relaxed);
-    status = plugin_->copyOut(*context_, run.bindings[i].data, blocks[i]->data(), size_t(run.bindings[i].bytes));
+    TL_TRY(plugin_->copyOut(*lane.context, run.bindings[i].data, blocks[i]->data(), size_t(run.bindings[i].bytes)));
   }
-  const Status finished = plugin_->synchronize(*context_);  // also after an error: blocks must not go while in use
+  return {};
+}
+
+Status Device::copy(DeviceBlock& block, void* host, int64_t bytes, bool toDevice) {
+  Lane* lane = nullptr;
+  TL_TRY(takeLane(nullptr, lane));
+  const LaneHold hold(*this, *lane);
+  plugin_->begin(*lane->context, 0);
+  Status status;
+  if (toDevice) {
+    status = copyIn(*lane, block.data(), host, bytes);
+  } else {
+    out_.fetch_add(bytes, std::memory_order_relaxed);
+    status = plugin_->copyOut(*lane->context, host, block.data(), size_t(bytes));
+  }
+  const Status finished = plugin_->finish(*lane->context, !status);
+  return status ? status : finished;
+}
+
+Status Device::run(const Run& run) {
+  Lane* lane = nullptr;
+  TL_TRY(takeLane(run.step ? run.step->cache : nullptr, lane));
+  const LaneHold hold(*this, *lane);
+  TL_TRY(makeResidents(*lane, run));
+  std::vector<std::unique_ptr<DeviceBlock>> blocks(run.bindings.size());
+  plugin_->begin(*lane->context, reinterpret_cast<uintptr_t>(&run.program));
+  Status status;
+  try {
+    status = execute(*lane, run, blocks);
+  } catch (const std::bad_alloc&) {
+    status = {Code::memory, "cuda", "run", "out of memory"};
+  }
+  const Status finished = plugin_->finish(*lane->context, !status);  // also after an error: blocks must not go while in use
+  // The last one first, so that the next run of this program finds the same ones and its graph fits as it is.
+  while (!blocks.empty()) blocks.pop_back();
   return status ? status : finished;
 }
 

@@ -11,7 +11,7 @@
 
 namespace tl {
 
-constexpr uint32_t kPluginVersion = 1;
+constexpr uint32_t kPluginVersion = 2;
 
 constexpr uint64_t opsFingerprint() {  // FNV-1a over names, operands and parameters of every op
   uint64_t hash = 0xcbf29ce484222325;
@@ -53,23 +53,36 @@ struct DeviceInfo {
   int64_t memoryBytes;
 };
 
-// One stream and its scratch. All calls with one context come from one thread at a time.
+// One stream, its scratch and its graphs. All calls with one context come from one thread at a time, those with several at once.
 struct DeviceContext;
 using DeviceKernel = Status (*)(const void* args, DeviceContext& context);
+
+struct DeviceStatistics {
+  int64_t bytesTaken;   // from the driver, device and managed memory, held by somebody or not
+  int64_t byteLimit;    // of these, 0 = none
+  int64_t graphsMade, graphLaunches, graphChanges;
+};
 
 struct DevicePlugin {
   uint32_t version;
   uint64_t fingerprint;
   const DeviceKernel* kernels;  // [Op::count], null where there is no twin yet
-  // Null, or why no device can be used, in words.
-  const char* (*open)(DeviceInfo& info);
-  DeviceContext* (*createContext)();
+  // Null, or why no device can be used, in words. Most bytes of its memory to take, 0 = what it has.
+  const char* (*open)(DeviceInfo& info, int64_t byteLimit);
+  DeviceContext* (*createContext)();  // null where memory is short
   void (*destroyContext)(DeviceContext* context);
-  void* (*allocate)(size_t bytes, DeviceMemory kind);  // null where memory is short
-  void (*release)(void* data, DeviceMemory kind);
+  // Blocks come from a pool and go back to it, see cuda/core/memory.cuh; trim() gives what nobody holds to the driver.
+  Status (*allocate)(const char* what, size_t bytes, DeviceMemory kind, void** data);
+  void (*release)(void* data);
+  void (*trim)();
+  void (*statistics)(DeviceStatistics& statistics);
+  // A run: begin, copies and kernels, finish. Runs with one number (not 0) that do the same become one graph launch. Host memory may
+  // change as soon as copyIn returns; copyOut has written when finish returns, which waits for this stream alone. Where
+  // the run is not `good`, what is not under way yet is forgotten.
+  void (*begin)(DeviceContext& context, uint64_t program);
   Status (*copyIn)(DeviceContext& context, void* to, const void* from, size_t bytes);
-  Status (*copyOut)(DeviceContext& context, void* to, const void* from, size_t bytes);  // complete after synchronize
-  Status (*synchronize)(DeviceContext& context);
+  Status (*copyOut)(DeviceContext& context, void* to, const void* from, size_t bytes);
+  Status (*finish)(DeviceContext& context, bool good);
 };
 
 using DevicePluginEntry = const DevicePlugin* (*)(uint32_t version, uint64_t fingerprint);

@@ -269,8 +269,11 @@ constexpr size_t kPlainSharedBytes = size_t(48) << 10;  // more has to be asked 
 template <typename... Parameters, typename... Arguments>
 Status launch(const char* op, DeviceContext& context, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t bytes, Arguments&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return {};
-#if defined(__CUDACC__)
+#if !defined(__CUDACC__)
+  cuda_host::know(kernel);
+#endif
   std::tuple<Parameters...> values{std::forward<Arguments>(arguments)...};
+  constexpr size_t sizes[] = {sizeof(Parameters)...};
   void* pointers[sizeof...(Parameters)];
   std::apply([&](auto&... value) { int i = 0; ((pointers[i++] = const_cast<void*>(static_cast<const void*>(&value))), ...); }, values);
   const void* entry = reinterpret_cast<const void*>(kernel);
@@ -278,15 +281,7 @@ Status launch(const char* op, DeviceContext& context, void (*kernel)(Parameters.
     (void)cudaGetLastError();
     return {Code::shape, op, "", "needs more shared memory than this device has", 0, int64_t(bytes)};
   }
-  return fromRuntime(op, cudaLaunchKernel(entry, grid, block, pointers, bytes, context.stream));
-#else
-  (void)context;
-  if (const char* what = cuda_host::launch(kernel, grid, block, bytes, std::forward<Arguments>(arguments)...)) {
-    std::fprintf(stderr, "cuda_host: %s: %s\n", op, what);
-    return {Code::internal, op, "", "the emulation refused this kernel, see stderr"};
-  }
-  return {};
-#endif
+  return context.recorder.kernel(op, entry, grid, block, bytes, pointers, sizes, int(sizeof...(Parameters)), context.stream);
 }
 
 }  // namespace tl::cuda

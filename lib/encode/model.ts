@@ -1,4 +1,5 @@
 import { basename } from "node:path";
+import { deviceOf, type DeviceName } from "../device.js";
 import { ArgumentError, ContextOverflowError, describe, DisposedError } from "../errors.js";
 import type { CompiledGraph } from "../graph/compile.js";
 import type { EncoderConfig } from "../models/encoder-config.js";
@@ -72,6 +73,8 @@ export class EncoderModel implements Disposable {
   /** Of text models. */
   readonly tokenizer: Tokenizer | undefined;
   readonly threads: number;
+  /** Where encode() runs unless its options say otherwise. */
+  readonly device: DeviceName;
   /** Element type of the weights in memory, and what rounding to it lost: root mean square by that of the weights, 0 where nothing was rounded. */
   readonly weights: { readonly type: WeightType; readonly relativeError: number };
   readonly weightBytes: number;
@@ -81,13 +84,14 @@ export class EncoderModel implements Disposable {
   private disposed = false;
 
   /** @internal */
-  constructor(parts: { file: ModelFile; config: EncoderConfig; build: EncoderGraphs; loader: WeightLoader; tokenizer: Tokenizer | undefined; loadMs: number; threads: number | undefined }) {
-    const { file, config, build, loader, tokenizer, loadMs, threads } = parts;
+  constructor(parts: { file: ModelFile; config: EncoderConfig; build: EncoderGraphs; loader: WeightLoader; tokenizer: Tokenizer | undefined; loadMs: number; threads: number | undefined; device: DeviceName | undefined }) {
+    const { file, config, build, loader, tokenizer, loadMs, threads, device } = parts;
     this.name = config.name === "" ? basename(file.path) : config.name;
     this.path = file.path;
     this.config = config;
     this.tokenizer = tokenizer;
     this.threads = threadCount(threads);
+    this.device = deviceOf(device);
     this.weights = { type: loader.weightType, relativeError: loader.relativeError };
     this.weightBytes = loader.bytes;
     this.loadMs = loadMs;
@@ -156,7 +160,7 @@ export class EncoderModel implements Disposable {
   }
 
   private async run({ lengths, bindings }: Packed, options: CheckedEncodeOptions): Promise<Encoding[]> {
-    const { layers, width, dimension, image } = this.config, { reduce, signal, threads = this.threads, saliency, hiddenStates } = options;
+    const { layers, width, dimension, image } = this.config, { reduce, signal, threads = this.threads, device = this.device, saliency, hiddenStates } = options;
     const kept = keptTokens(reduce, layers, lengths), sum = (counts: readonly number[]): number => counts.reduce((total, count) => total + count, 0);
     this.check();
     const graph = await this.graphs.encode(options, kept.map((counts) => counts !== undefined));
@@ -170,7 +174,7 @@ export class EncoderModel implements Disposable {
     if (reduced) Object.assign(memory, { sizes: new Float32Array(rows), source: new Int32Array(all), newBounds: new Int32Array(sequences + 1) });
     if (saliency) memory["saliency"] = new Float32Array(sequences * image!.height * image!.width);
     if (hiddenStates) behind.forEach((counts, i) => (memory[`hidden${i}`] = new Float32Array(sum(counts) * width)));
-    await graph.run({ symbols, bindings: memory }, { signal, threads });
+    await graph.run({ symbols, bindings: memory }, { signal, threads, device });
     const hiddenBounds = hiddenStates ? behind.map(boundsOf) : [];
     return lengths.map((_, sequence) => encodingOf(sequence, memory, bounds, this.config, reduced, hiddenBounds));
   }

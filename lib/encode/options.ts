@@ -1,4 +1,5 @@
 import { checkOptionsObject, checkSignal } from "../check.js";
+import { deviceOf, type DeviceName } from "../device.js";
 import { invalidArgument } from "../errors.js";
 import type { EncoderConfig, Pooling } from "../models/encoder-config.js";
 import { checkReduction, type Reduction } from "../reduce/reduction.js";
@@ -28,11 +29,12 @@ export interface CheckedEncodeOptions {
   readonly hiddenStates: boolean;
   readonly signal: AbortSignal | undefined;
   readonly threads: number | undefined;
+  readonly device: DeviceName | undefined;
 }
 
 export function checkEncodeOptions(options: EncodeModelOptions, config: EncoderConfig): CheckedEncodeOptions {
   checkOptionsObject(options);
-  const { reduce, pool = config.pool, normalize = config.normalize, truncate = false, saliency = config.saliency, hiddenStates = false, signal, threads } = options;
+  const { reduce, pool = config.pool, normalize = config.normalize, truncate = false, saliency = config.saliency, hiddenStates = false, signal, threads, device } = options;
   if (reduce !== undefined) {
     checkReduction("options.reduce", reduce);
     if (reduce.needs.scores && !config.classToken) throw invalidArgument("options.reduce", "a reduction that needs no class token, which this model does not have", reduce.name);
@@ -43,5 +45,6 @@ export function checkEncodeOptions(options: EncodeModelOptions, config: EncoderC
   for (const [name, value] of Object.entries({ normalize, truncate, saliency, hiddenStates })) if (typeof value !== "boolean") throw invalidArgument(`options.${name}`, "a boolean", value);
   if (saliency && !config.saliency) throw invalidArgument("options.saliency", "false for a model without a saliency head", saliency);
   checkSignal("options.signal", signal);
-  return { reduce, pool, normalize, truncate, saliency, hiddenStates, signal, threads };
+  if (device !== undefined) deviceOf(device, "options.device");
+  return { reduce, pool, normalize, truncate, saliency, hiddenStates, signal, threads, device };
 }

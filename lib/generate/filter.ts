@@ -13,14 +13,14 @@ export async function filterPrompt(model: LanguageModel, filter: PromptFilter, p
   const budget = filter.budget(prompt.length);
   if (prompt.length <= budget) return prompt;
   const { kvHeads, headDim } = model.config, graph = await model.graphs.filter(filter);
-  const pool = createPool({ layers: filter.layer + 1, kvHeads, headDim, type: model.cacheType }, 0);
+  const pool = createPool({ layers: filter.layer + 1, kvHeads, headDim, type: model.cacheType }, 0, model.device);
   const cache = callNative(() => native.createCache(pool));
   try {
     const kept = new Uint8Array(prompt.length);
     for (let begin = 0; begin < prompt.length; begin += chunkTokens) {
       const n = Math.min(chunkTokens, prompt.length - begin);
       const ids = Int32Array.from(prompt.slice(begin, begin + n)), positions = Int32Array.from({ length: n }, (_, i) => begin + i);
-      await graph.run({ symbols: { n, tokens: begin + n }, bindings: { ids, positions, cache, kept }, scalars: { budget } }, { signal: options.signal, threads });
+      await graph.run({ symbols: { n, tokens: begin + n }, bindings: { ids, positions, cache, kept }, scalars: { budget } }, { signal: options.signal, threads, device: model.device });
     }
     return prompt.filter((_, i) => kept[i] === 1);
   } finally {

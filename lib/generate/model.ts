@@ -4,6 +4,7 @@ import { createPool } from "../cache/pool.js";
 import { cacheTypes, type CacheType } from "../cache/types.js";
 import type { PromptFilter } from "../cache/gemfilter.js";
 import { checkPolicy, type CachePolicy, type Observation } from "../cache/policy.js";
+import { deviceOf, type DeviceName } from "../device.js";
 import type { DraftText } from "../draft/draft-model.js";
 import { EncoderModel } from "../encode/model.js";
 import { AbortError, ArgumentError, DisposedError, invalidArgument, ModelFormatError } from "../errors.js";
@@ -45,6 +46,8 @@ export interface LoadOptions {
   readonly signal?: AbortSignal | undefined;
   /** Cores to use for loading and, by default, for sessions. */
   readonly threads?: number | undefined;
+  /** Where the model runs and its sessions' caches lie; "cpu" unless the environment variable TOKENLOOM_DEVICE names another. ArgumentError where CUDA is off. */
+  readonly device?: DeviceName | undefined;
   /** Most tokens a session may hold; by default what the model was trained for. */
   readonly contextLength?: number | undefined;
   /** Element type of cached keys and values; int8 and int4 with scales (arXiv 2303.06865, 2402.02750). Default "f16". */
@@ -94,6 +97,8 @@ export class LanguageModel implements Disposable {
   readonly chatTemplate: string | undefined;
   readonly contextLength: number;
   readonly threads: number;
+  /** Where the model runs and its sessions' caches lie. */
+  readonly device: DeviceName;
   /** Bytes of packed weights. */
   readonly weightBytes: number;
   readonly loadMs: number;
@@ -117,12 +122,13 @@ export class LanguageModel implements Disposable {
     this.chatTemplate = template;
     this.contextLength = contextLength;
     this.threads = threadCount(options.threads);
+    this.device = deviceOf(options.device);
     this.weightBytes = loader.bytes;
     this.loadMs = loadMs;
     this.loader = loader;
     this.graphs = graphs;
     this.cacheType = options.cacheType ?? "f16";
-    this.pool = createPool({ layers: config.layers.length, kvHeads: config.kvHeads, headDim: config.headDim, type: this.cacheType }, options.cacheBytes ?? 0);
+    this.pool = createPool({ layers: config.layers.length, kvHeads: config.kvHeads, headDim: config.headDim, type: this.cacheType }, options.cacheBytes ?? 0, this.device);
   }
   private readonly loader: WeightLoader;
   /** One a policy, for as long as that is in use: servers make a policy for each session. */
@@ -273,6 +279,7 @@ function checkLoadOptions(options: LoadOptions): void {
   checkSignal("options.signal", options.signal);
   checkCallback("options.onProgress", options.onProgress);
   threadCount(options.threads);
+  deviceOf(options.device, "options.device");
   const { cacheType, contextLength, cacheBytes, kind, weights } = options;
   if (kind !== undefined && kind !== "language" && kind !== "encoder") throw invalidArgument("options.kind", "'language' or 'encoder'", kind);
   if (weights !== undefined && weights !== "f32" && weights !== "bf16" && weights !== "int8") throw invalidArgument("options.weights", "'f32', 'bf16' or 'int8'", weights);
@@ -337,7 +344,7 @@ async function finishEncoder(description: EncoderDescription, parts: LoadParts):
   const { file, loader, options, started } = parts, made = description.config.image ? Promise.resolve(undefined) : tokenizerBeside(parts);
   const [encoder, tokenizer] = await allSettled(loadEncoder(description, loader), made);
   loader.finish();
-  return new EncoderModel({ file, config: description.config, build: new EncoderGraphs(encoder), loader, tokenizer, loadMs: performance.now() - started, threads: options.threads });
+  return new EncoderModel({ file, config: description.config, build: new EncoderGraphs(encoder), loader, tokenizer, loadMs: performance.now() - started, threads: options.threads, device: options.device });
 }
 
 async function finishLanguageModel(description: DecoderDescription, parts: LoadParts): Promise<LanguageModel> {

@@ -435,7 +435,7 @@ export class Sequence extends NativeResource {
       this.during(() =>
         graph.run(
           { symbols: inputs.symbols!, bindings: { ids, positions, cache: this.handle, ...inputs.bindings, ...seen?.bindings }, scalars: { ...inputs.scalars, ...seen?.scalars } },
-          { signal: options.signal, threads: this.settings.threads },
+          { signal: options.signal, threads: this.settings.threads, device: this.model.device },
         ),
       );
     try {

@@ -148,8 +148,9 @@ export class CompiledGraph extends NativeResource {
       return value;
     });
     const { handle } = this; // taken now: a dispose() that comes while this run waits for its turn must not stop it
-    const device = deviceCode[deviceOf(options.device)];
-    return this.during(() => schedule((threads, cancel) => native.run(handle, symbols, bindings, scalars, threads, cancel, device), options));
+    // A run on a cache goes where that lies, unless it is told otherwise.
+    const device = options.device === undefined && graph.bindings.some(({ type }) => type === "cache") ? undefined : deviceOf(options.device);
+    return this.during(() => schedule((threads, cancel) => native.run(handle, symbols, bindings, scalars, threads, cancel, deviceCode[device ?? "cache"]), options, device));
   }
 
   private symbolValue(symbol: Symbolic, value: number | undefined): number {

@@ -1,7 +1,7 @@
 import { ArgumentError, OutOfMemoryError } from "../errors.js";
-import type { Bytes } from "../native.js";
+import type { Bytes, NativeHandle } from "../native.js";
 import type { RunOptions } from "../schedule.js";
-import { Tensor, zeros, type TensorType } from "../tensor.js";
+import { onDevice, Tensor, zeros, type TensorType } from "../tensor.js";
 import { compile, type CompiledGraph } from "./compile.js";
 import { Graph } from "./graph.js";
 import type { Value } from "./value.js";
@@ -30,6 +30,7 @@ function prepare(name: string, inputs: Tensors, build: (values: Record<string, V
 
 /**
  * Runs one op, or a few, on tensors: builds the graph that `build` describes, compiles it once a shape, runs it.
+ * Where one of them lies on a device the op runs there and its results stay there.
  * `key` has to tell apart whatever `build` depends on besides shapes; numbers that change often go in as `scalars` instead.
  */
 export async function evaluate<Name extends string>(
@@ -41,6 +42,8 @@ export async function evaluate<Name extends string>(
   scalars: Readonly<Record<string, number>> = {},
 ): Promise<Record<Name, Tensor>> {
   for (const [input, value] of Object.entries(inputs)) if (value !== undefined) expectTensor(input, value);
+  const there = Object.values(inputs).some((value) => value?.device === "cuda");
+  if (there && options.device === "cpu") throw new ArgumentError("options.device", "Expected 'cuda' for options.device, where an operand lies, but received 'cpu'");
   const shapes = Object.entries(inputs).map(([input, value]) => (value ? `${input}:${value.type}[${value.shape.join(",")}]` : ""));
   const id = `${name}|${key}|${shapes.join("|")}`;
   let entry = kept.get(id);
@@ -52,12 +55,12 @@ export async function evaluate<Name extends string>(
     kept.delete(oldest);
     graph.dispose();
   }
-  const bindings: Record<string, Bytes> = {};
-  for (const [input, value] of Object.entries(inputs)) if (value) bindings[input] = value.data as Bytes;
-  const outputs = entry.outputs.map(({ name: output, type, shape }) => [output, zeros(shape, type)] as const);
-  for (const [output, value] of outputs) bindings[`out.${output}`] = value.data as Bytes;
+  const bindings: Record<string, Bytes | NativeHandle> = {};
+  for (const [input, value] of Object.entries(inputs)) if (value) bindings[input] = value.memory;
+  const outputs = entry.outputs.map(({ name: output, type, shape }) => [output, (there ? onDevice : zeros)(shape, type)] as const);
+  for (const [output, value] of outputs) bindings[`out.${output}`] = value.memory;
   try {
-    await entry.graph.run({ bindings, scalars }, options);
+    await entry.graph.run({ bindings, scalars }, there ? { ...options, device: "cuda" } : options);
   } catch (error) {
     for (const [, value] of outputs) value.dispose();
     throw error;
@@ -69,6 +72,6 @@ export async function evaluate<Name extends string>(
 export function expectTensor(name: string, value: unknown, ...types: TensorType[]): Tensor {
   if (!(value instanceof Tensor)) throw new ArgumentError(name, `Expected a tensor for ${name} but received ${value === null ? "null" : typeof value}`);
   if (types.length > 0 && !types.includes(value.type)) throw new ArgumentError(name, `Expected ${types.join(" or ")} for ${name} but received ${value.type}`);
-  void value.data;
+  void value.memory;
   return value;
 }

@@ -156,7 +156,7 @@ void switchToScheduler() {
   swapcontext(&fiber.stack.context, &m.scheduler.context);
 #endif
 #if defined(TL_HOST_ASAN)
-  __sanitizer_finish_switch_fiber(fiber.fake, nullptr, nullptr);
+  __sanitizer_finish_switch_fiber(fiber.fake, &m.schedulerBottom, &m.schedulerSize);  // another thread's, maybe
 #endif
 }
 

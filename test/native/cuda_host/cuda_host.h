@@ -15,8 +15,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
-#include <tuple>
-#include <utility>
 
 #define __global__
 #define __device__
@@ -30,8 +28,6 @@ struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-using cudaStream_t = void*;
-
 namespace cuda_host {
 
 // Written at each switch of fibers.
@@ -62,29 +58,7 @@ void multiplyHalf(Site site, float (&d)[4], const uint32_t (&a)[4], const uint32
 void multiplyBytes(Site site, int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void multiplyBytesShort(Site site, int32_t (&d)[4], const uint32_t (&a)[2], uint32_t b);
 
-template <typename... Parameters, typename... Arguments>
-const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t sharedBytes, Arguments&&... arguments) {
-  using Packed = std::pair<void (*)(Parameters...), std::tuple<Parameters...>>;
-  const Packed packed{kernel, {std::forward<Arguments>(arguments)...}};
-  return run(grid, block, sharedBytes, [](const void* p) { std::apply(static_cast<const Packed*>(p)->first, static_cast<const Packed*>(p)->second); }, &packed);
-}
-
 }  // namespace cuda_host
-
-// The few calls of the runtime that cuda/runtime.cu makes: device memory is host memory, a stream is in order by itself.
-using cudaError_t = int;
-constexpr cudaError_t cudaSuccess = 0, cudaErrorMemoryAllocation = 2;
-enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
-template <typename T> cudaError_t cudaMalloc(T** out, size_t bytes) { return (*out = static_cast<T*>(std::aligned_alloc(256, (bytes + 255) / 256 * 256))) ? cudaSuccess : cudaErrorMemoryAllocation; }
-template <typename T> cudaError_t cudaMallocManaged(T** out, size_t bytes) { return cudaMalloc(out, bytes); }
-template <typename T> cudaError_t cudaMallocHost(T** out, size_t bytes) { return cudaMalloc(out, bytes); }
-inline cudaError_t cudaFree(void* data) { std::free(data); return cudaSuccess; }
-inline cudaError_t cudaFreeHost(void* data) { std::free(data); return cudaSuccess; }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) { if (bytes) __builtin_memmove(to, from, bytes); return cudaSuccess; }
-inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) { if (bytes) __builtin_memset(to, value, bytes); return cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "out of memory"; }
 
 using cuda_host::blockDim;
 using cuda_host::blockIdx;

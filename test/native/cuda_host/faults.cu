@@ -83,7 +83,8 @@ template <Fault fault> bool runSums() {
   auto* x = static_cast<float*>(std::aligned_alloc(16, bytes));
   for (int i = 0; i < kRows * kTiles * kTile; ++i) x[i] = float(i * 2654435761u % 17) - 8;  // small integers: sums are exact
   std::vector<float> out(kRows, -1);
-  const Status status = launch("sumRows", context, sumRows<fault>, dim3(kRows), dim3(kThreads), sharedBytes<float>(2 * kTile) + sharedBytes<float>(4), x, out.data());
+  Status status = launch("sumRows", context, sumRows<fault>, dim3(kRows), dim3(kThreads), sharedBytes<float>(2 * kTile) + sharedBytes<float>(4), x, out.data());
+  if (!status) status = synchronize(context);
   bool good = !status;
   for (int r = 0; r < kRows; ++r) {
     float want = 0;
@@ -100,7 +101,9 @@ template <Fault fault> bool runProduct() {
   for (size_t i = 0; i < 256; ++i) a[i] = toF16(float(i * 7 % 11) - 5);
   for (size_t i = 0; i < 128; ++i) b[i] = toF16(float(i * 5 % 13) - 6);
   std::vector<float> out(128, -1);
-  bool good = !launch("product", context, product<fault>, dim3(1), dim3(kWarp), 2 * sharedBytes<f16>(16 * 24), a.data(), b.data(), out.data());
+  Status status = launch("product", context, product<fault>, dim3(1), dim3(kWarp), 2 * sharedBytes<f16>(16 * 24), a.data(), b.data(), out.data());
+  if (!status) status = synchronize(context);
+  bool good = !status;
   for (size_t i = 0; i < 16; ++i)
     for (size_t j = 0; j < 8; ++j) {
       float want = 0;
