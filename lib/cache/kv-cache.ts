@@ -1,4 +1,5 @@
 import { checkOptionsObject } from "../check.js";
+import type { DeviceName } from "../device.js";
 import { ArgumentError, invalidArgument } from "../errors.js";
 import { compile, type CompiledGraph } from "../graph/compile.js";
 import { expectTensor } from "../graph/evaluate.js";
@@ -30,6 +31,8 @@ export interface KvCacheShape {
 export interface KvCacheOptions extends KvCacheShape {
   /** Bytes of pages that this cache and its forks may hold; none by default. */
   readonly byteLimit?: number;
+  /** Where the pages lie and runs on them go; "cpu" unless the environment variable TOKENLOOM_DEVICE names another. */
+  readonly device?: DeviceName | undefined;
 }
 
 type Rows = Tensor<"f32"> | Float32Array;
@@ -98,7 +101,7 @@ export class KvCache extends NativeResource {
   /** Throws ArgumentError for sizes below 1 and unknown types. */
   constructor(options: KvCacheOptions, /** @internal */ from?: { readonly handle: NativeHandle; readonly like: KvCache }) {
     const shape = checkShape(options);
-    super("This cache", from?.handle ?? createHandle(shape, options.byteLimit ?? 0));
+    super("This cache", from?.handle ?? createHandle(shape, options.byteLimit ?? 0, options.device));
     this.shape = shape;
     this.heads = from?.like.heads ?? shape.kvHeads;
     if (!from) return;
@@ -398,8 +401,8 @@ function checkShape(options: KvCacheOptions): KvCacheShape {
   return { layers, kvHeads, headDim, type };
 }
 
-function createHandle(shape: KvCacheShape, byteLimit: number): NativeHandle {
-  const pool = createPool(shape, byteLimit);
+function createHandle(shape: KvCacheShape, byteLimit: number, device: DeviceName | undefined): NativeHandle {
+  const pool = createPool(shape, byteLimit, device);
   try {
     return callNative(() => native.createCache(pool));
   } finally {

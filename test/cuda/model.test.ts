@@ -1,7 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import t from "tap";
-import { loadModel, memory, snapKV, systemInfo, type EncoderModel, type LanguageModel, type Session } from "tokenloom";
+import { KvCache, loadModel, memory, snapKV, streamingLlm, systemInfo, type EncoderModel, type LanguageModel, type Session } from "tokenloom";
 import { encoderFolder, expectedEncodings } from "../support/encoders.js";
 
 interface Continuation { prompt: string; ids: number[]; out: number[]; margin: number[] }
@@ -74,3 +74,20 @@ function bytesOut(): number {
   const { cuda: now } = systemInfo();
   return now.available ? now.bytesOut : 0;
 }
+
+t.test("a cache of its own on the device", { skip }, async (t) => {
+  const rows = (tokens: number, heads: number, seed: number): Float32Array => Float32Array.from({ length: tokens * heads * 8 }, (_, i) => Math.sin(seed + i));
+  const step = [{ key: rows(40, 2, 1), value: rows(40, 2, 2), query: rows(40, 4, 3) }], outputs: Float32Array[] = [], kept: Float32Array[] = [];
+  for (const device of ["cpu", "cuda"] as const) {
+    using cache = new KvCache({ layers: 1, kvHeads: 2, headDim: 8, type: "f32", device });
+    const pages = held();
+    const [out] = await cache.append(step);
+    t.equal(held() > pages, device === "cuda");
+    outputs.push(out!.data);
+    await cache.evict(streamingLlm({ budget: 20, rerotate: false }));
+    kept.push(cache.read(0, 1).keys);
+  }
+  t.ok(outputs[0]!.every((x, i) => Math.abs(x - outputs[1]![i]!) < 1e-5));
+  t.same(kept[1], kept[0]);
+  t.throws(() => new KvCache({ layers: 1, kvHeads: 1, headDim: 8, type: "f32", device: "gpu" as "cpu" }), { name: "ArgumentError", argument: "options.device" });
+});
