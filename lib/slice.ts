@@ -13,34 +13,53 @@ export function finishAtOnce<T>(steps: Generator<void, T>): T {
   }
 }
 
+/** Milliseconds that all slicers together may work in one turn of the event loop. */
+const budget = 1;
+/** When the present turn's time is used up; undefined until a slicer works in it. */
+let turnEnd: number | undefined;
+/** Those that pause, in the order in which they go on. */
+const paused: (() => void)[] = [];
+
+/** Counts the turn that begins: who works in it shares its time, however many they are. */
+function beginTurn(): number {
+  setImmediate(endTurn);
+  return (turnEnd = performance.now() + budget);
+}
+
+/** One of those that pause goes on in the next turn; the time of a second would only begin when the first pauses again. */
+function endTurn(): void {
+  turnEnd = undefined;
+  const resume = paused.shift();
+  if (!resume) return;
+  beginTurn();
+  resume();
+}
+
 /**
- * Cuts long JavaScript work into short slices, so that nothing blocks the event loop:
+ * Cuts long JavaScript work into short slices, so that nothing blocks the event loop, however much of it there is at once:
  * `if (slicer.due) await slicer.pause();` inside the loop. A pause also obeys the signal.
  */
 export class Slicer {
   readonly signal: AbortSignal | undefined;
-  readonly #budget: number;
-  #end: number;
 
-  /** @param budget length of a slice in milliseconds */
-  constructor(signal?: AbortSignal, budget = 1) {
+  constructor(signal?: AbortSignal) {
     throwIfAborted(signal);
     this.signal = signal;
-    this.#budget = budget;
-    this.#end = performance.now() + budget;
   }
 
   /** Whether the slice is used up. */
   get due(): boolean {
-    return performance.now() >= this.#end;
+    return performance.now() >= (turnEnd ?? beginTurn());
   }
 
   /** Lets everything else run, then starts the next slice. Throws AbortError. */
   async pause(): Promise<void> {
     throwIfAborted(this.signal);
-    await new Promise<void>((resolve) => setImmediate(resolve));
+    await new Promise<void>((resolve) => {
+      if (turnEnd === undefined) beginTurn();
+      paused.push(resolve);
+    });
     throwIfAborted(this.signal);
-    this.#end = performance.now() + this.#budget;
   }
 
   /** Runs a generator to its end with pauses where it yields. */
