@@ -1,10 +1,11 @@
 // Lets an addon that was linked on a new machine load on an old one: on glibc 2.28 and later, whatever glibc it was built with.
 // The linker binds a function to the newest version its libc.so has; --wrap (see CMakeLists.txt) leads the calls, those of the
 // static libstdc++ too, through here to the version that has been there from the start. Their behaviour is the same: glibc 2.29
-// only took the error reporting of SVID out of exp, log and log2, and 2.34 moved pthread into libc.
+// only took the error reporting of SVID out of exp, log and log2, and 2.34 moved pthread and dl into libc.
 #define _GNU_SOURCE
 #include <features.h>
 #ifdef __GLIBC__
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <sys/random.h>
@@ -36,6 +37,10 @@ OLD(int, __pthread_key_create, (pthread_key_t * key, void (*destroy)(void*)), (k
 OLD(int, pthread_key_delete, (pthread_key_t key), (key))
 OLD(int, pthread_setspecific, (pthread_key_t key, const void* value), (key, value))
 OLD(void*, pthread_getspecific, (pthread_key_t key), (key))
+OLD(void*, dlopen, (const char* file, int mode), (file, mode))
+OLD(void*, dlsym, (void* library, const char* name), (library, name))
+OLD(char*, dlerror, (void), ())
+OLD(int, dladdr, (const void* address, Dl_info* found), (address, found))
 
 // Of 2.36; std::random_device asks for it.
 __attribute__((visibility("hidden"))) uint32_t __wrap_arc4random(void);

@@ -4,6 +4,7 @@ import { execFileSync } from "node:child_process";
 import { cpSync, existsSync, mkdirSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { checkLibraries, ownPlatform } from "./packages.mjs";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 /** Inside the repository, so that dependencies resolve to the installed ones. */
@@ -69,6 +70,8 @@ check(`unpacked below ${limit / 1e6} MB`, () => {
   if (bytes > limit) throw new Error(`${(bytes / 1e6).toFixed(2)} MB`);
   return `: ${(bytes / 1e6).toFixed(2)} MB`;
 });
+const { libc } = ownPlatform(), binaries = join(installed, "prebuilds", `${process.platform}-${process.arch}`);
+if (libc) check("libraries that its binary needs", () => `: ${checkLibraries(join(binaries, readdirSync(binaries).find((name) => name.startsWith("tokenloom.") && name.endsWith(".node"))), libc)}`);
 check("require", () => `: ${node("-p", 'require("tokenloom").systemInfo().isa').trim()}`);
 check("import", () => `: ${node("--input-type=module", "-e", 'import { systemInfo } from "tokenloom"; console.log(systemInfo().isa)').trim()}`);
 check("types of both", () => {

@@ -1,5 +1,6 @@
 // The packages that are published: `tokenloom`, without a binary, which names one package for each platform as an optional dependency of its own
 // version, `@tokenloom/PLATFORM-ARCH[-musl]`: npm installs the one whose os, cpu and libc fit and no other.
+import { execFileSync } from "node:child_process";
 import { copyFileSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -38,4 +39,15 @@ export function makeMainPackage(folder, platforms) {
   const described = readJson(join(folder, "package.json"));
   described.optionalDependencies = Object.fromEntries(platforms.map((name) => [`@tokenloom/${name}`, described.version]));
   writeJson(join(folder, "package.json"), described);
+}
+
+/** Says what a Linux binary asks of the system; throws where that is newer than glibc 2.28 or a library that not every system has. */
+export function checkLibraries(binary, libc, objdump = "objdump") {
+  const dump = (flag) => execFileSync(objdump, [flag, binary], { encoding: "utf8", maxBuffer: 1 << 26 });
+  const libraries = [...dump("-p").matchAll(/NEEDED +(\S+)/g)].map(([, library]) => library);
+  const foreign = libraries.filter((library) => /^libstdc\+\+|^libc\+\+/.test(library) || (libc === "musl" && /\.so\.6$/.test(library)));
+  if (foreign.length > 0) throw new Error(`needs ${foreign.join(", ")}, which not every system has`);
+  const newer = [...dump("-T").matchAll(/\(?GLIBC_2\.(\d+)[\d.]*\)?\s+(\S+)/g)].filter(([, minor]) => Number(minor) > 28);
+  if (newer.length > 0) throw new Error(`asks for more than glibc 2.28: ${newer.map(([, minor, symbol]) => `${symbol} of 2.${minor}`).join(", ")}`);
+  return `needs ${libraries.join(", ")}${libc === "glibc" ? "; runs on glibc 2.28 and later" : ""}`;
 }

@@ -10,7 +10,7 @@ import { cpus } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { makePlatformPackage, ownPlatform, platformName } from "./packages.mjs";
+import { checkLibraries, makePlatformPackage, ownPlatform, platformName } from "./packages.mjs";
 
 const root = join(dirname(fileURLToPath(import.meta.url)), "..");
 const require = createRequire(import.meta.url);
@@ -68,14 +68,4 @@ if (own) {
 }
 console.log(`build/npm/${name}/tokenloom.node: ${(statSync(binary).size / 1e6).toFixed(2)} MB`);
 
-if (libc) {
-  const libraries = [...run(`${tools}objdump`, ["-p", binary]).matchAll(/NEEDED +(\S+)/g)].map(([, library]) => library);
-  console.log(`needs ${libraries.join(", ")}`);
-  const foreign = libraries.filter((library) => /^libstdc\+\+|^libc\+\+/.test(library) || (libc === "musl" && /\.so\.6$/.test(library)));
-  if (foreign.length > 0) throw new Error(`needs ${foreign.join(", ")}, which not every system has`);
-}
-if (libc === "glibc") {
-  const newer = [...run(`${tools}objdump`, ["-T", binary]).matchAll(/\(?GLIBC_2\.(\d+)[\d.]*\)?\s+(\S+)/g)].filter(([, minor]) => Number(minor) > 28);
-  if (newer.length > 0) throw new Error(`asks for more than glibc 2.28: ${newer.map(([, minor, symbol]) => `${symbol} of 2.${minor}`).join(", ")}`);
-  console.log("runs on glibc 2.28 and later");
-}
+if (libc) console.log(checkLibraries(binary, libc, `${tools}objdump`));
