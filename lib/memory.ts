@@ -22,7 +22,7 @@ export function memory(): MemoryUse {
 }
 
 export interface SystemInfo {
-  /** Instruction set in use: "scalar", "avx2", "avx512", "avx512bf16" or "neon"; TOKENLOOM_ISA forces one. */
+  /** Instruction set in use: "scalar", "avx2", "avx512", "avx512bf16", "neon" or "neondot"; TOKENLOOM_ISA forces one. */
   readonly isa: string;
   readonly availableIsas: readonly string[];
   /** Cores that this process may use. */

@@ -15,6 +15,8 @@
 #else
 #include <cpuid.h>
 #endif
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace tl {
@@ -62,6 +64,20 @@ Features detect() {
 }
 #endif
 
+#if defined(__aarch64__)
+// SDOT and UDOT, of ARMv8.2 and later.
+bool hasDotProducts() {
+#if defined(__APPLE__)
+  return true;  // from the first processor of a Mac on
+#elif defined(__linux__)
+  constexpr unsigned long kDotProducts = 1ul << 20;  // HWCAP_ASIMDDP
+  return (getauxval(AT_HWCAP) & kDotProducts) != 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 // CPU quota of the control group, rounded up; 0 where there is none.
 int quotaCores() {
 #if defined(__linux__)
@@ -84,6 +100,7 @@ const char* isaName(Isa isa) {
     case Isa::avx512: return "avx512";
     case Isa::avx512bf16: return "avx512bf16";
     case Isa::neon: return "neon";
+    case Isa::neondot: return "neondot";
     default: return "unknown";
   }
 }
@@ -97,12 +114,13 @@ bool isaAvailable(Isa isa) {
   if (isa == Isa::avx512bf16) return features.bf16;
 #elif defined(__aarch64__)
   if (isa == Isa::neon) return true;  // Advanced SIMD is part of the base architecture
+  if (isa == Isa::neondot) return hasDotProducts();
 #endif
   return false;
 }
 
 Isa bestIsa() {
-  for (Isa isa : {Isa::avx512bf16, Isa::avx512, Isa::avx2, Isa::neon})
+  for (Isa isa : {Isa::avx512bf16, Isa::avx512, Isa::avx2, Isa::neondot, Isa::neon})
     if (isaAvailable(isa)) return isa;
   return Isa::scalar;
 }

@@ -1,11 +1,11 @@
 // Which instruction sets this processor and operating system offer, by CPUID and XGETBV (no compiler builtins: they are
-// unreliable under some cross compilers).
+// unreliable under some cross compilers), on ARM by what the operating system tells.
 #pragma once
 #include <cstdint>
 
 namespace tl {
 
-enum class Isa : int32_t { scalar = 0, avx2, avx512, avx512bf16, neon, count };
+enum class Isa : int32_t { scalar = 0, avx2, avx512, avx512bf16, neon, neondot, count };
 
 const char* isaName(Isa isa);
 bool isaAvailable(Isa isa);  // compiled in and runnable here

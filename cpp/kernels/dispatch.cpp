@@ -20,6 +20,9 @@ TL_HAVE(avx512bf16)
 #if defined(TL_HAVE_NEON)
 TL_HAVE(neon)
 #endif
+#if defined(TL_HAVE_NEONDOT)
+TL_HAVE(neondot)
+#endif
 #undef TL_HAVE
 
 namespace {
@@ -58,6 +61,9 @@ const KernelTable* kernelTable(Isa isa) {
 #if defined(TL_HAVE_NEON)
     case Isa::neon: return &neon::table();
 #endif
+#if defined(TL_HAVE_NEONDOT)
+    case Isa::neondot: return &neondot::table();
+#endif
     default: return nullptr;
   }
 }
@@ -67,7 +73,7 @@ const KernelTable& activeTable() {
     bool valid;
     const Isa wanted = requested(valid);
     if (wanted != Isa::count) return *kernelTable(wanted);
-    for (Isa isa : {Isa::avx512bf16, Isa::avx512, Isa::avx2, Isa::neon})
+    for (Isa isa : {Isa::avx512bf16, Isa::avx512, Isa::avx2, Isa::neondot, Isa::neon})
       if (isaAvailable(isa))
         if (const KernelTable* table = kernelTable(isa)) return *table;
     return scalar::table();

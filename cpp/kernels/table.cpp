@@ -2,8 +2,11 @@
 #include "../simd/target.h"
 
 // No kernel uses BF16 dot products yet: until one does, that target runs avx512's code instead of a second copy of it.
+// neondot differs from neon where packed weights are read: the rest is neon's.
 #if defined(TL_TARGET_AVX512BF16)
 #define TL_KERNELS avx512
+#elif defined(TL_TARGET_NEONDOT)
+#define TL_KERNELS neon
 #else
 #define TL_KERNELS TL_TARGET
 #endif
@@ -14,6 +17,22 @@ namespace tl::TL_KERNELS {
 #undef TL_OP
 extern const PackingKernels packingKernels;
 }  // namespace tl::TL_KERNELS
+
+#if defined(TL_TARGET_NEONDOT)
+namespace tl::neondot {
+Status embedding(const EmbeddingArgs& args, Context& context);
+Status gatherRows(const GatherRowsArgs& args, Context& context);
+Status matmul(const MatmulArgs& args, Context& context);
+extern const PackingKernels packingKernels;
+}  // namespace tl::neondot
+
+namespace tl::neon_with_dot_products {
+using namespace neon;
+using neondot::embedding, neondot::gatherRows, neondot::matmul, neondot::packingKernels;  // before neon's of the same names
+}  // namespace tl::neon_with_dot_products
+#undef TL_KERNELS
+#define TL_KERNELS neon_with_dot_products
+#endif
 
 namespace tl::TL_TARGET {
 

@@ -15,7 +15,7 @@
 #include "dot_scalar.h"
 #elif defined(TL_TARGET_AVX2)
 #include "dot_avx2.h"
-#elif defined(TL_TARGET_NEON)
+#elif defined(TL_TARGET_NEON) || defined(TL_TARGET_NEONDOT)
 #include "dot_neon.h"
 #else
 #include "dot_avx512.h"

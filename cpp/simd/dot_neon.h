@@ -1,4 +1,4 @@
-// Integer dot products of target `neon`: SDOT where the compiler may use it, else widening multiplies. Meaning: see dot.h.
+// Integer dot products of targets `neondot`, by SDOT, and `neon`, by widening multiplies. Meaning: see dot.h.
 #pragma once
 
 namespace tl::TL_TARGET {
@@ -20,7 +20,7 @@ TL_INLINE void splitNibbles(Bytes b, Bytes& low, Bytes& high) {
 }
 
 TL_INLINE int32x4_t dotFour(int32x4_t sum, int8x16_t a, int8x16_t b) {
-#if defined(__ARM_FEATURE_DOTPROD)
+#if defined(TL_TARGET_NEONDOT)
   return vdotq_s32(sum, a, b);
 #else  // a pair reaches 2 · 128 · 127 = 32512, which fits int16
   const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(b)), high = vmull_s8(vget_high_s8(a), vget_high_s8(b));

@@ -1,4 +1,4 @@
-// The vector types of target `neon`: AArch64 Advanced SIMD, four f32 lanes, thirty-two registers. One register a vector, so
+// The vector types of targets `neon` and `neondot`: AArch64 Advanced SIMD, four f32 lanes, thirty-two registers. One register a vector, so
 // that the integer dot products of dot_neon.h fill a vector of the same width. Meaning: see scalar.h.
 #pragma once
 

@@ -1,5 +1,5 @@
 // Opens the instruction region and namespace of one target. A kernel file is compiled once per target with baseline
-// compiler flags and -DTL_TARGET_AVX2 (or ..._SCALAR, ..._AVX512, ..._AVX512BF16, ..._NEON); it includes what it needs of
+// compiler flags and -DTL_TARGET_AVX2 (or ..._SCALAR, ..._AVX512, ..._AVX512BF16, ..._NEON, ..._NEONDOT); it includes what it needs of
 // the standard library and this header first, then everything to the end of the file is built for the target:
 //
 //   #include "../simd/target.h"
@@ -31,7 +31,7 @@
 #include "simde_intrinsics.h"
 #elif defined(TL_TARGET_AVX2) || defined(TL_TARGET_AVX512) || defined(TL_TARGET_AVX512BF16)
 #include <immintrin.h>
-#elif defined(TL_TARGET_NEON)
+#elif defined(TL_TARGET_NEON) || defined(TL_TARGET_NEONDOT)
 #include <arm_neon.h>
 #endif
 
@@ -46,6 +46,13 @@
 #define TL_TARGET_FEATURES "avx,avx2,fma,f16c,bmi,bmi2,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16"
 #elif defined(TL_TARGET_NEON)
 #define TL_TARGET neon
+#elif defined(TL_TARGET_NEONDOT)
+#define TL_TARGET neondot
+#if defined(__clang__)
+#define TL_TARGET_FEATURES "dotprod"
+#else
+#define TL_TARGET_FEATURES "arch=armv8.2-a+dotprod"
+#endif
 #elif defined(TL_TARGET_SCALAR)
 #define TL_TARGET scalar
 #else
@@ -76,7 +83,7 @@ constexpr Isa kIsa = Isa::TL_TARGET;
 #include "scalar.h"
 #elif defined(TL_TARGET_AVX2)
 #include "avx2.h"
-#elif defined(TL_TARGET_NEON)
+#elif defined(TL_TARGET_NEON) || defined(TL_TARGET_NEONDOT)
 #include "neon.h"
 #else
 #include "avx512.h"

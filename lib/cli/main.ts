@@ -5,7 +5,7 @@ import { drafterNames } from "./drafters.js";
 import { reductionHelp } from "./reductions.js";
 import { fail, quietOnBrokenPipe } from "./terminal.js";
 
-const isas = ["scalar", "avx2", "avx512", "avx512bf16", "neon"];
+const isas = ["scalar", "avx2", "avx512", "avx512bf16", "neon", "neondot"];
 const { version } = createRequire(import.meta.url)("../../../package.json") as { version: string };
 
 function decimal(text: string): number {

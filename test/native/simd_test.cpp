@@ -13,6 +13,7 @@ TL_PROBE(avx2)
 TL_PROBE(avx512)
 TL_PROBE(avx512bf16)
 TL_PROBE(neon)
+TL_PROBE(neondot)
 #undef TL_PROBE
 
 namespace test {
@@ -32,6 +33,9 @@ const SimdProbe* probeOf(Isa isa) {
 #endif
 #if defined(TL_HAVE_NEON)
     case Isa::neon: return &neon::simdProbe();
+#endif
+#if defined(TL_HAVE_NEONDOT)
+    case Isa::neondot: return &neondot::simdProbe();
 #endif
     default: return nullptr;
   }
