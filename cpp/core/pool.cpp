@@ -90,10 +90,13 @@ void ThreadPool::call(const Job& job, int64_t begin, int64_t end, int thread) {
 
 void ThreadPool::work(int thread) {
   const Job job = job_;
-  for (;;) {
-    const int64_t begin = next_.fetch_add(job.chunk, std::memory_order_relaxed);
-    if (begin >= job.count) return;
-    call(job, begin, std::min(begin + job.chunk, job.count), thread);
+  int64_t begin = next_.load(std::memory_order_relaxed);
+  while (begin < job.count) {
+    // Large parts first, small ones at the end: few are taken, and all threads end at about the same time.
+    const int64_t left = job.count - begin, end = begin + std::min(left, std::max(job.chunk, left / job.shares));
+    if (!next_.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
+    call(job, begin, end, thread);
+    begin = next_.load(std::memory_order_relaxed);
   }
 }
 
@@ -102,10 +105,10 @@ void ThreadPool::parallelFor(int64_t count, int64_t chunk, Body body, void* cont
   chunk = std::max<int64_t>(chunk, 1);
   const int64_t helpers = std::min<int64_t>(threads_ - 1, (count - 1) / chunk);
   if (helpers == 0) {
-    call({body, context, count, chunk}, 0, count, 0);
+    call({body, context, count, chunk, 1}, 0, count, 0);
     return;
   }
-  job_ = {body, context, count, chunk};
+  job_ = {body, context, count, chunk, 3 * int64_t(helpers + 1)};
   next_.store(0, std::memory_order_relaxed);
   finished_.store(0, std::memory_order_relaxed);
   const uint64_t number = (state_.load(std::memory_order_relaxed) >> 32) + 1;

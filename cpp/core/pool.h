@@ -1,4 +1,4 @@
-// Threads that share the work of one run. parallelFor splits [0, count) into chunks which the caller and the helpers take
+// Threads that share the work of one run. parallelFor splits [0, count) into parts which the caller and the helpers take
 // from a common counter: who computes a chunk never changes its result. Helpers spin briefly between the parallel parts of
 // a run (a barrier costs about a microsecond) and sleep otherwise. Several runs, from any thread, may use the pool at once:
 // they take turns, first come first served (Turn).
@@ -36,7 +36,7 @@ class ThreadPool {
     bool ok_ = false;
   };
 
-  // Only within a Turn. body(context, begin, end, thread): chunk [begin, end), thread in 0 … threads - 1.
+  // Only within a Turn. body(context, begin, end, thread): part [begin, end) of at least `chunk`, thread in 0 … threads - 1.
   using Body = void (*)(void* context, int64_t begin, int64_t end, int thread);
   void parallelFor(int64_t count, int64_t chunk, Body body, void* context);
   template <typename Function> void parallelFor(int64_t count, int64_t chunk, Function&& function) {
@@ -58,7 +58,7 @@ class ThreadPool {
   struct alignas(64) Job {
     Body body = nullptr;
     void* context = nullptr;
-    int64_t count = 0, chunk = 1;
+    int64_t count = 0, chunk = 1, shares = 1;  // at least `chunk` at a time, at most one of so many shares of what is left
   };
   ThreadPool() = default;
   bool grow(int threads);

@@ -221,7 +221,7 @@ template <typename Source, int Groups> void matmulBy(const MatmulRows& rows, Con
   const int64_t each = roundUp(ceilDiv(rows.n, tokenBlocks), kMaxTokens);  // whole tiles: only the last block has smaller ones
   // Bound by memory, a tile takes its groups far apart, so that a core reads several long streams at once.
   const bool spread = rows.n < kSpreadBelow;
-  context.pool.parallelFor(units, std::max<int64_t>(1, units / (4 * context.pool.threads())), [&](int64_t begin, int64_t end, int thread) {
+  context.pool.parallelFor(units, std::max<int64_t>(1, units / (16 * context.pool.threads())), [&](int64_t begin, int64_t end, int thread) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t token = i / tiles * each, tokens = std::min(each, rows.n - token);
       const Unit unit{rows, blocks, spread ? i : i % tiles * Groups, spread ? tiles : 1, groups, spread ? kAheadBytes : 0};

@@ -105,7 +105,7 @@ template <typename W, int Groups> void matmulBy(const MatmulRows& rows, Context&
   const auto spaceOf = [&](int thread) { return reinterpret_cast<float*>(context.pool.scratch(thread)); };
   // One block is laid out once for all threads; else each thread lays out the block it comes to.
   const float* only = tokenBlocks == 1 ? packTokens<Groups>(Unit{rows, 0, 1, groups, 0}, 0, rows.n, spaceOf(0) + kSumsFloats) : nullptr;
-  context.pool.parallelFor(units, std::max<int64_t>(1, units / (4 * context.pool.threads())), [&](int64_t begin, int64_t end, int thread) {
+  context.pool.parallelFor(units, std::max<int64_t>(1, units / (16 * context.pool.threads())), [&](int64_t begin, int64_t end, int thread) {
     float* sums = spaceOf(thread);
     const float* x = only;
     for (int64_t i = begin; i < end; ++i) {
