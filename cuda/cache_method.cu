@@ -22,12 +22,12 @@ __global__ void __launch_bounds__(kCacheThreads) quantize8(Rows x, int8_t* q, fl
 }
 
 __global__ void __launch_bounds__(kCacheThreads) quantize4(Rows x, uint8_t* q, float* scale, float* minimum, float* dequantized) {
-  const int64_t i = int64_t(blockIdx.x) * kWarps + warpIndex(), groups = (x.width + kPageGroup - 1) / kPageGroup, bytes = (x.width + 1) / 2;
+  const int64_t i = int64_t(blockIdx.x) * kWarps + warpIndex(), groups = (x.width + kInt4Group - 1) / kInt4Group, bytes = (x.width + 1) / 2;
   if (i >= x.rows) return;
   const int lane = laneIndex();
   for (int64_t group = 0; group < groups; ++group) {
-    const int64_t d = group * kPageGroup + lane;
-    const float value = x.row(i)[d < x.width ? d : group * kPageGroup], largest = warpMax(value), least = -warpMax(-value), step = (largest - least) / 15;
+    const int64_t d = group * kInt4Group + lane;
+    const float value = x.row(i)[d < x.width ? d : group * kInt4Group], largest = warpMax(value), least = -warpMax(-value), step = (largest - least) / 15;
     const int code = d < x.width && step > 0 ? __float2int_rn((value - least) / step) : 0, next = shuffleXor(code, 1);
     if (d < x.width) dequantized[i * x.width + d] = __fadd_rn(least, __fmul_rn(float(code), step));
     if (lane % 2 == 0 && d < x.width) q[i * bytes + d / 2] = uint8_t(code | next << 4);
@@ -140,7 +140,7 @@ Status quantizeRows(const QuantizeRowsArgs& args, DeviceContext& context) {
   constexpr const char* op = "quantizeRows";
   Rows x;
   int64_t bytes, groups;
-  TL_TRY(openQuantizeRows(args, kPageGroup, x, bytes, groups));
+  TL_TRY(openQuantizeRows(args, kInt4Group, x, bytes, groups));
   const dim3 grid(unsigned(ceilDiv(x.rows, kWarps)));
   if (args.bits == 8) return launch(op, context, quantize8, grid, dim3(kCacheThreads), 0, x, args.q.as<int8_t>(), args.scale.as<float>(), args.dequantized.as<float>());
   return launch(op, context, quantize4, grid, dim3(kCacheThreads), 0, x, args.q.as<uint8_t>(), args.scale.as<float>(), args.minimum.as<float>(), args.dequantized.as<float>());

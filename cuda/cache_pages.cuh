@@ -70,11 +70,37 @@ inline Status returnScores(const CacheLayer& layer, DeviceContext& context, int6
 
 inline dim3 tokenGrid(int64_t width, int64_t rows) { return dim3(unsigned(ceilDiv(width, kCacheThreads)), unsigned(rows)); }
 
+// Dimensions first … first + 31 of one token into an i4 page, a lane each: two groups, see quantizePageGroup of cpp/cache.
+template <Part part, typename X> __device__ inline void writeInt4(const PageLayout& layout, std::byte* data, f16* scales, int slot, int first, X x) {
+  const int64_t dim = layout.dim;
+  const int lane = laneIndex(), d = first + lane, group = first + lane / int(kPageGroup) * int(kPageGroup);
+  const int64_t from = d < dim ? d : group < dim ? group : first;
+  const float value = part == Part::keys ? rotatedElement(dim, from, x) : x(from);
+  float low = value, high = value, spoiled = value * 0;
+  for (int distance = int(kPageGroup) / 2; distance > 0; distance /= 2) {
+    low = min(low, shuffleXor(low, distance));
+    high = max(high, shuffleXor(high, distance));
+    spoiled += shuffleXor(spoiled, distance);
+  }
+  const f16 minimum = fromFloat<f16>(low + spoiled), scale = fromFloat<f16>((high - asFloat(minimum)) / 15);
+  const float step = asFloat(scale), steps = step > 0 ? (value - asFloat(minimum)) / step : 0.0f;
+  const int q = d < dim && steps > 0 ? int(min(steps, 15.0f) + 0.5f) : 0;
+  const int half = part == Part::keys ? 1 : layout.splitHalf(first), partner = shuffleFrom(q, (lane + half) % kWarp);
+  const bool writes = d < dim && !layout.inHighBits<part>(d);
+  const int byte = layout.pairOf<part>(d < dim ? d : first);
+  if (writes) reinterpret_cast<uint8_t*>(data)[part == Part::keys ? byte * kPageTokens + slot : slot * ((dim + 1) / 2) + byte] = uint8_t(q | (d + half < dim ? partner : 0) << 4);
+  if (lane % kPageGroup == 0 && d < dim) {
+    f16* to = scales + group / kPageGroup * kPageTokens + slot;
+    to[0] = scale;
+    to[layout.groups() * kPageTokens] = minimum;
+  }
+}
+
 // Key or value x(d) of one token into its page, by a whole warp.
 template <Part part, typename X> __device__ inline void writeToken(KvPage* page, int64_t dim, int slot, X x) {
   const PageLayout layout{page->element, dim};
   std::byte* base = const_cast<std::byte*>(pageData(page));
-  auto* scales = reinterpret_cast<float*>(base + 2 * layout.half()) + (part == Part::values ? layout.halfScales() : 0);
+  std::byte* scales = base + 2 * layout.half() + (part == Part::values ? layout.scaleBytes() : 0);
   if (part == Part::values) base += layout.half();
   const int lane = laneIndex();
   const auto at = [&](int64_t d) { return part == Part::keys ? d * kPageTokens + slot : slot * dim + d; };
@@ -83,17 +109,9 @@ template <Part part, typename X> __device__ inline void writeToken(KvPage* page,
     for (int64_t d = lane; d < dim; d += kWarp) largest = max(largest, fabsf(x(d)));
     const float scale = warpMax(largest) / 127;
     for (int64_t d = lane; d < dim; d += kWarp) reinterpret_cast<int8_t*>(base)[at(d)] = int8_t(scale > 0 ? __float2int_rn(x(d) / scale) : 0);
-    if (lane == 0) scales[slot] = scale;
+    if (lane == 0) reinterpret_cast<float*>(scales)[slot] = scale;
   } else if (layout.element == DType::i4) {
-    const int64_t groups = layout.groups(), bytes = (dim + 1) / 2;
-    for (int64_t group = 0; group < groups; ++group) {
-      const int64_t d = group * kPageGroup + lane;
-      const float value = x(d < dim ? d : group * kPageGroup), largest = warpMax(value), minimum = -warpMax(-value), scale = (largest - minimum) / 15;
-      const int q = d < dim && scale > 0 ? __float2int_rn((value - minimum) / scale) : 0, next = shuffleXor(q, 1);
-      if (lane % 2 == 0 && d < dim) reinterpret_cast<uint8_t*>(base)[part == Part::keys ? d / 2 * kPageTokens + slot : slot * bytes + d / 2] = uint8_t(q | next << 4);
-      const int64_t where = part == Part::keys ? group * kPageTokens + slot : slot * groups + group;
-      if (lane == 0) scales[where] = scale, scales[kPageTokens * groups + where] = minimum;
-    }
+    for (int64_t first = 0; first < dim; first += kPageSplit) writeInt4<part>(layout, base, reinterpret_cast<f16*>(scales), slot, int(first), x);
   } else {
     for (int64_t d = lane; d < dim; d += kWarp) storeElement(base, layout.element, at(d), x(d));
   }

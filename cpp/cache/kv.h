@@ -17,12 +17,16 @@
 namespace tl {
 
 constexpr int32_t kPageTokens = 32;
-constexpr int64_t kMostQuantizedDim = 1024;  // of int8 pages, and where pages of several element types meet: rows pass through a buffer
-constexpr int64_t kPageGroup = 32;  // dimensions that share scale and minimum in i4
+constexpr int64_t kMostQuantizedDim = 1024;  // of int8 and int4 pages, and where pages of several element types meet: rows pass through a buffer
+constexpr int64_t kInt4Group = 32;   // elements of an int4 row that share scale and minimum (ops.quantizeRows)
+constexpr int64_t kPageGroup = 16;   // dimensions of an i4 page that do
+constexpr int64_t kPageSplit = 32;   // dimensions of an i4 value that share bytes: the first half of them in the low bits
 
 constexpr bool isCacheElement(DType type) {
   return type == DType::f32 || type == DType::f16 || type == DType::bf16 || type == DType::i8 || type == DType::i4;
 }
+
+constexpr bool isQuantized(DType type) { return type == DType::i8 || type == DType::i4; }
 
 struct KvShape {
   int32_t layers = 0, kvHeads = 0, headDim = 0;
@@ -31,16 +35,25 @@ struct KvShape {
 
 // Where things lie in a page of one element type. Quantised (arXiv 2303.06865, 2402.02750):
 //   i8  x = q · scale, a scale a token: key scales [32], value scales [32]
-//   i4  x = minimum + q · scale for each 32 dimensions: keys [⌈headDim / 2⌉][32], scales [groups][32], minima [groups][32];
-//       values [32][⌈headDim / 2⌉], scales [32][groups], minima [32][groups]
+//   i4  x = minimum + q · scale for each 16 dimensions, both f16, [groups][32] scales then [groups][32] minima.
+//       keys [⌈headDim / 2⌉][32], dimensions 2i and 2i + 1 in a byte, rotated by rotateKey(): what few dimensions of all keys
+//       have much of is spread over all of them (arXiv 2404.00456). values [32][⌈headDim / 2⌉], see valueByte()
 struct KvLayout {
   DType element;
   int64_t headDim;
   int64_t groups() const { return (headDim + kPageGroup - 1) / kPageGroup; }
   int64_t tokenBytes() const { return element == DType::i4 ? (headDim + 1) / 2 : headDim * int64_t(elementBytes(element)); }
   int64_t halfBytes() const { return kPageTokens * tokenBytes(); }
-  int64_t halfScales() const { return element == DType::i8 ? kPageTokens : element == DType::i4 ? 2 * kPageTokens * groups() : 0; }
-  int64_t dataBytes() const { return 2 * (halfBytes() + halfScales() * int64_t(sizeof(float))); }
+  int64_t scaleBytes() const { return kPageTokens * (element == DType::i8 ? int64_t(sizeof(float)) : element == DType::i4 ? 2 * groups() * int64_t(sizeof(f16)) : 0); }  // of a half
+  int64_t dataBytes() const { return 2 * (halfBytes() + scaleBytes()); }
+  // Where dimension d of an i4 value lies: byte 16 · (d / 32) + r with r = d mod 32 in the low bits, r − 16 in the high ones;
+  // the last dimensions, where they are fewer than 32, are halved likewise.
+  int64_t splitHalf(int64_t d) const {
+    const int64_t rest = headDim - d / kPageSplit * kPageSplit;
+    return ((rest < kPageSplit ? rest : kPageSplit) + 1) / 2;
+  }
+  int64_t valueByte(int64_t d) const { return d / kPageSplit * (kPageSplit / 2) + d % kPageSplit % splitHalf(d); }
+  bool valueInHighBits(int64_t d) const { return d % kPageSplit >= splitHalf(d); }
   int64_t pageBytes() const;  // with the header
 };
 
@@ -53,15 +66,24 @@ struct alignas(kAlignment) KvPage {
   const std::byte* keys() const { return reinterpret_cast<const std::byte*>(this + 1); }
   std::byte* values(const KvLayout& layout) { return keys() + layout.halfBytes(); }
   const std::byte* values(const KvLayout& layout) const { return keys() + layout.halfBytes(); }
-  float* keyScales(const KvLayout& layout) { return reinterpret_cast<float*>(keys() + 2 * layout.halfBytes()); }
-  const float* keyScales(const KvLayout& layout) const { return reinterpret_cast<const float*>(keys() + 2 * layout.halfBytes()); }
-  float* valueScales(const KvLayout& layout) { return keyScales(layout) + layout.halfScales(); }
-  const float* valueScales(const KvLayout& layout) const { return keyScales(layout) + layout.halfScales(); }
+  // T: float in i8, f16 in i4.
+  template <typename T> T* keyScales(const KvLayout& layout) { return reinterpret_cast<T*>(keys() + 2 * layout.halfBytes()); }
+  template <typename T> const T* keyScales(const KvLayout& layout) const { return reinterpret_cast<const T*>(keys() + 2 * layout.halfBytes()); }
+  template <typename T> T* valueScales(const KvLayout& layout) { return reinterpret_cast<T*>(keys() + 2 * layout.halfBytes() + layout.scaleBytes()); }
+  template <typename T> const T* valueScales(const KvLayout& layout) const { return reinterpret_cast<const T*>(keys() + 2 * layout.halfBytes() + layout.scaleBytes()); }
 };
 
 inline int64_t KvLayout::pageBytes() const { return int64_t(sizeof(KvPage)) + dataBytes(); }
 
-// Reads a token's key and value as f32, or writes them; any element type.
+// Dimensions that an i4 key is rotated by at a time: the largest power of two in headDim, a Hadamard matrix's width.
+constexpr int64_t rotationWidth(int64_t headDim) { return headDim & -headDim; }
+// x [headDim] times that orthogonal, symmetric matrix, block by block: twice gives x again, and products of two rotated
+// vectors are those of the vectors.
+void rotateKey(float* x, int64_t headDim);
+// One group of an i4 page, n ≤ 16 values, to q 0 … 15, scale and minimum; a NaN or an infinity makes the group NaN.
+void quantizePageGroup(const float* x, int64_t n, uint8_t* q, f16& scale, f16& minimum);
+
+// Reads a token's key and value as f32, or writes them, what is not null; any element type.
 void readToken(const KvPage& page, const KvLayout& layout, int64_t slot, float* key, float* value);
 void writeToken(KvPage& page, const KvLayout& layout, int64_t slot, const float* key, const float* value);
 

@@ -31,58 +31,68 @@ void writeElement(DType element, std::byte* data, int64_t i, float value) {
 // One half of a page, keys or values, as a matrix [headDim] of one token: element d at start + d · step.
 struct Half {
   std::byte* data;
-  float* scales;
-  int64_t start, step;              // of elements; of bytes in i4
-  int64_t scaleStart, scaleStep;    // of groups
+  std::byte* scales;
+  int64_t slot;
+  bool keys;
+  int64_t start, step;  // of elements; of bytes in i4
+  float& scale() const { return reinterpret_cast<float*>(scales)[slot]; }
+  f16& groupScale(int64_t d) const { return reinterpret_cast<f16*>(scales)[d / kPageGroup * kPageTokens + slot]; }
+  f16& groupMinimum(const KvLayout& layout, int64_t d) const { return *(&groupScale(d) + layout.groups() * kPageTokens); }
+  std::byte& pair(const KvLayout& layout, int64_t d) const { return data[start + (keys ? d / 2 : layout.valueByte(d)) * step]; }
+  bool inHighBits(const KvLayout& layout, int64_t d) const { return keys ? d % 2 != 0 : layout.valueInHighBits(d); }
 };
 
-Half keysOf(KvPage& page, const KvLayout& layout, int64_t slot) { return {page.keys(), page.keyScales(layout), slot, kPageTokens, slot, kPageTokens}; }
+Half keysOf(KvPage& page, const KvLayout& layout, int64_t slot) { return {page.keys(), page.keyScales<std::byte>(layout), slot, true, slot, kPageTokens}; }
 Half valuesOf(KvPage& page, const KvLayout& layout, int64_t slot) {
   const int64_t token = layout.element == DType::i4 ? layout.tokenBytes() : layout.headDim;
-  return {page.values(layout), page.valueScales(layout), slot * token, 1, layout.element == DType::i8 ? slot : slot * layout.groups(), 1};
+  return {page.values(layout), page.valueScales<std::byte>(layout), slot, false, slot * token, 1};
 }
 
 void readHalf(const Half& half, const KvLayout& layout, float* out) {
   if (layout.element != DType::i4) {
-    const float scale = layout.element == DType::i8 ? half.scales[half.scaleStart] : 1;
+    const float scale = layout.element == DType::i8 ? half.scale() : 1;
     for (int64_t d = 0; d < layout.headDim; ++d) out[d] = readElement(layout.element, half.data, half.start + d * half.step) * scale;
     return;
   }
-  const float* minima = half.scales + kPageTokens * layout.groups();
   for (int64_t d = 0; d < layout.headDim; ++d) {
-    const uint8_t pair = uint8_t(half.data[half.start + d / 2 * half.step]);
-    const int64_t group = half.scaleStart + d / kPageGroup * half.scaleStep;
-    out[d] = std::fma(float(d % 2 ? pair >> 4 : pair & 15), half.scales[group], minima[group]);
+    const uint8_t pair = uint8_t(half.pair(layout, d));
+    out[d] = float(half.inHighBits(layout, d) ? pair >> 4 : pair & 15) * toFloat(half.groupScale(d)) + toFloat(half.groupMinimum(layout, d));  // the product is exact
   }
+  if (half.keys) rotateKey(out, layout.headDim);
 }
 
 void writeInt8(const Half& half, const KvLayout& layout, const float* x) {
   float largest = 0;
   for (int64_t d = 0; d < layout.headDim; ++d) largest = std::max(largest, std::fabs(x[d]));
   const float scale = largest / 127;
-  half.scales[half.scaleStart] = scale;
+  half.scale() = scale;
   for (int64_t d = 0; d < layout.headDim; ++d)
     writeElement(DType::i8, half.data, half.start + d * half.step, scale > 0 ? std::nearbyint(x[d] / scale) : 0);
 }
 
+// x [headDim]; that of a key is rotated already.
 void writeInt4(const Half& half, const KvLayout& layout, const float* x) {
-  float* minima = half.scales + kPageTokens * layout.groups();
-  for (int64_t g = 0; g < layout.groups(); ++g) {
-    const int64_t begin = g * kPageGroup, end = std::min(begin + kPageGroup, layout.headDim);
-    const auto [low, high] = std::minmax_element(x + begin, x + end);
-    const float minimum = *low, scale = (*high - minimum) / 15;
-    half.scales[half.scaleStart + g * half.scaleStep] = scale;
-    minima[half.scaleStart + g * half.scaleStep] = minimum;
-    for (int64_t d = begin; d < end; d += 2) {
-      const auto quantized = [&](int64_t i) { return i < end && scale > 0 ? unsigned(std::clamp(std::nearbyint((x[i] - minimum) / scale), 0.0f, 15.0f)) : 0u; };
-      half.data[half.start + d / 2 * half.step] = std::byte(quantized(d) | quantized(d + 1) << 4);
+  for (int64_t begin = 0; begin < layout.headDim; begin += kPageGroup) {
+    const int64_t count = std::min(kPageGroup, layout.headDim - begin);
+    uint8_t q[kPageGroup];
+    quantizePageGroup(x + begin, count, q, half.groupScale(begin), half.groupMinimum(layout, begin));
+    for (int64_t d = begin; d < begin + count; ++d) {
+      std::byte& pair = half.pair(layout, d);
+      const std::byte mine{q[d - begin]};
+      pair = half.inHighBits(layout, d) ? (pair & std::byte{15}) | mine << 4 : (pair & std::byte{0xf0}) | mine;
     }
   }
 }
 
 void writeHalf(const Half& half, const KvLayout& layout, const float* x) {
   if (layout.element == DType::i8) return writeInt8(half, layout, x);
-  if (layout.element == DType::i4) return writeInt4(half, layout, x);
+  if (layout.element == DType::i4) {
+    if (!half.keys) return writeInt4(half, layout, x);
+    float rotated[kMostQuantizedDim];
+    std::memcpy(rotated, x, size_t(layout.headDim) * sizeof(float));
+    rotateKey(rotated, layout.headDim);
+    return writeInt4(half, layout, rotated);
+  }
   for (int64_t d = 0; d < layout.headDim; ++d) writeElement(layout.element, half.data, half.start + d * half.step, x[d]);
 }
 
@@ -94,6 +104,36 @@ template <typename T> void moveLanes(std::byte* to, int64_t toSlot, const std::b
 
 }  // namespace
 
+void rotateKey(float* x, int64_t headDim) {
+  const int64_t width = rotationWidth(headDim);
+  for (int64_t step = 1; step < width; step *= 2)
+    for (int64_t i = 0; i < headDim; i += 2 * step)
+      for (int64_t d = i; d < i + step; ++d) {
+        const float a = x[d], b = x[d + step];
+        x[d] = a + b;
+        x[d + step] = a - b;
+      }
+  const float unit = 1 / std::sqrt(float(width));
+  for (int64_t d = 0; d < headDim; ++d) x[d] *= unit;
+}
+
+void quantizePageGroup(const float* x, int64_t n, uint8_t* q, f16& scale, f16& minimum) {
+  float low = x[0], high = x[0], spoiled = 0;  // NaN where a value is NaN or infinite
+  for (int64_t i = 0; i < n; ++i) {
+    low = std::min(low, x[i]);
+    high = std::max(high, x[i]);
+    spoiled += x[i] * 0;
+  }
+  minimum = toF16(low + spoiled);
+  const float base = toFloat(minimum);
+  scale = toF16((high - base) / 15);
+  const float step = toFloat(scale);
+  for (int64_t i = 0; i < n; ++i) {
+    const float steps = step > 0 ? (x[i] - base) / step : 0;
+    q[i] = steps > 0 ? uint8_t(std::min(steps, 15.0f) + 0.5f) : uint8_t(0);
+  }
+}
+
 void readToken(const KvPage& page, const KvLayout& layout, int64_t slot, float* key, float* value) {
   KvPage& any = const_cast<KvPage&>(page);  // Half serves readers and writers
   if (key) readHalf(keysOf(any, layout, slot), layout, key);
@@ -101,8 +141,8 @@ void readToken(const KvPage& page, const KvLayout& layout, int64_t slot, float* 
 }
 
 void writeToken(KvPage& page, const KvLayout& layout, int64_t slot, const float* key, const float* value) {
-  writeHalf(keysOf(page, layout, slot), layout, key);
-  writeHalf(valuesOf(page, layout, slot), layout, value);
+  if (key) writeHalf(keysOf(page, layout, slot), layout, key);
+  if (value) writeHalf(valuesOf(page, layout, slot), layout, value);
 }
 
 // Within one page, or from a page of another element type, too.
@@ -119,13 +159,9 @@ void KvCache::copyToken(KvPage& to, int64_t toSlot, const KvPage& from, int64_t 
   else if (elementBytes(to.element) == 2) moveLanes<uint16_t>(to.keys(), toSlot, from.keys(), fromSlot, rows);
   else moveLanes<uint8_t>(to.keys(), toSlot, from.keys(), fromSlot, rows);
   std::memmove(to.values(layout) + toSlot * bytes, from.values(layout) + fromSlot * bytes, size_t(bytes));
-  if (layout.halfScales() == 0) return;
-  const int64_t sets = layout.halfScales() / kPageTokens;  // i8: 1, i4: scales and minima of all groups
-  moveLanes<float>(reinterpret_cast<std::byte*>(to.keyScales(layout)), toSlot, reinterpret_cast<const std::byte*>(from.keyScales(layout)), fromSlot, sets);
-  const int64_t groups = layout.element == DType::i4 ? layout.groups() : 1;
-  for (int64_t half = 0; half < sets / groups; ++half)
-    for (int64_t g = 0; g < groups; ++g)
-      to.valueScales(layout)[half * kPageTokens * groups + toSlot * groups + g] = from.valueScales(layout)[half * kPageTokens * groups + fromSlot * groups + g];
+  // Both halves' scales, and in i4 the minima of all groups, lie one behind the other.
+  if (layout.element == DType::i8) moveLanes<float>(to.keyScales<std::byte>(layout), toSlot, from.keyScales<std::byte>(layout), fromSlot, 2);
+  if (layout.element == DType::i4) moveLanes<uint16_t>(to.keyScales<std::byte>(layout), toSlot, from.keyScales<std::byte>(layout), fromSlot, 4 * layout.groups());
 }
 
 // densePosition: where slot 0 is going to stand; null: nothing moves.

@@ -6,6 +6,7 @@
 // They are one loop, attention_loop_inl.h. Its parts:
 //   attention_tile_inl.h   multiply-adds and softmax on tiles       attention_mask_inl.h   which keys a query sees
 //   attention_score_inl.h  what is added to scores                  attention_source_inl.h where keys and values lie
+//   attention_quantized_inl.h few rows against int8 and int4 pages
 //   attention_path_inl.h   draft trees over the cache
 //   attention_run_inl.h    threads, split keys, column sums         attention_open_inl.h   operands of `attention`
 #include "../cache/kv.h"
@@ -39,6 +40,8 @@ void cachedUnit(const Problem& problem, int64_t index, Unit& unit) {
   unit.source.pages = cache.pages(context.layer, int32_t(index));
   unit.source.element = cache.shape().element;
   unit.source.mixed = cache.mixed();
+  unit.source.scaledApart = true;
+  unit.source.rotated = unit.source.element == DType::i4 && !unit.source.mixed;
   unit.source.headDim = problem.headDim;
   unit.source.valueDim = problem.valueDim;
   unit.mask.keys = unit.keys;

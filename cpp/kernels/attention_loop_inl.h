@@ -103,6 +103,12 @@ struct Tile {
   }
 };
 
+// rows of 32 at stride kBlockKeys, times 32 factors.
+inline void scaleRows(int rows, const float* factors, float* x) {
+  for (int r = 0; r < rows; ++r, x += kBlockKeys)
+    for (int v = 0; v < kPanelKeys; v += kLanes) store(x + v, mul(load(x + v), load(factors + v)));
+}
+
 template <typename T> void packPanel(const Tile& tile, int64_t first, float* to) {
   const int64_t rows = std::min<int64_t>(tile.rows - first, kRows);
   const T* from[kRows];
@@ -117,12 +123,24 @@ inline void packQueries(const Tile& tile) {
     if (tile.unit.query.dtype == DType::f16) packPanel<f16>(tile, r, to);
     else if (tile.unit.query.dtype == DType::bf16) packPanel<bf16>(tile, r, to);
     else packPanel<float>(tile, r, to);
+    if (tile.unit.source.rotated) rotateColumns(to, tile.problem.headDim, kRows);
   }
 }
 
 inline void writeScores(const Tile& tile, int64_t r, int64_t key, int count, const float* scores, const Visible* visible) {
   float* out = reinterpret_cast<float*>(tile.unit.scores.at(tile.query(r), tile.head(r))) + key;
   for (int j = 0; j < count; ++j) out[j] = !visible || visible->has(j) ? scores[j] * kLn2 : -kInfinity;
+}
+
+// scoreRows, also of a panel as it is stored, and times its tokens' scales.
+template <typename T> void scorePanelRows(int rows, const float* query, const Block<T>& block, int p, int64_t headDim, float* scores) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (block.stored) quantizedScores(rows, query, *block.stored, scores);
+    else scoreRows(rows, query, block, p, headDim, scores);
+    if (block.keyScales[p]) scaleRows(rows, block.keyScales[p], scores + p * kPanelKeys);
+  } else {
+    scoreRows(rows, query, block, p, headDim, scores);
+  }
 }
 
 // Scores of rows [first, first + rows), rows ≤ kGroupRows, and one block, after all that modifies them. `visible` says what
@@ -146,7 +164,7 @@ template <typename AnyBlock> Cover scoreGroup(const Tile& tile, AnyBlock& block,
   for (int p = 0; p < kBlockPanels; ++p) {
     if (cover == Cover::partial && !any.word[p]) continue;
     block.needKeys(p);
-    scoreRows(rows, query, block, p, problem.headDim, scores);
+    scorePanelRows(rows, query, block, p, problem.headDim, scores);
   }
   if (problem.softcap != 0)
     for (int r = 0; r < rows; ++r) softcapRow(scores + r * kBlockKeys, count, problem.softcap);
@@ -164,6 +182,11 @@ template <typename AnyBlock> Cover scoreGroup(const Tile& tile, AnyBlock& block,
 
 // Whether the values of keys [begin, end) are all finite: then weights of zero may stand for keys that are not seen.
 template <typename T> bool finiteValues(const Block<T>& block, int begin, int end, int columns) {
+  if constexpr (std::is_same_v<T, float>) {
+    for (int j = begin; j < end; ++j)
+      if (const float* scales = block.valueScales[j / kPanelKeys]; scales && !(std::fabs(scales[j % kPanelKeys]) < kInfinity)) return false;
+    if (block.stored) return finiteQuantized(*block.stored, begin, end);
+  }
   for (int j = begin; j < end; ++j)
     for (int c = 0; c < columns; ++c)
       for (int v = 0; v < kTileVectors; ++v) {
@@ -200,9 +223,20 @@ template <typename T> Runs runsOf(const Visible* visible, int count, const Block
   return runs;
 }
 
+// addValueRows, also of a panel as it is stored, whose columns all come at once.
+template <typename T>
+void addAnyValues(int rows, const float* weights, const Block<T>& block, int begin, int end, int column, int endColumn, float* out, int64_t stride) {
+  if constexpr (std::is_same_v<T, float>)
+    if (block.stored) return addQuantizedValues(rows, weights, *block.stored, begin, end, out, stride);
+  addValueRows(rows, weights, block, begin, end, column, endColumn, out, stride);
+}
+
 // Weighted values of keys [begin, end) go to the rows' sums; begin and end are multiples of kPanelKeys.
 template <typename T> void valuesOfGroup(const Tile& tile, const Block<T>& block, int64_t first, int rows, int begin, int end, const Visible* visible) {
   const int64_t stride = tile.problem.stride();
+  if constexpr (std::is_same_v<T, float>)
+    for (int p = begin / kPanelKeys; p * kPanelKeys < end; ++p)
+      if (block.valueScales[p]) scaleRows(rows, block.valueScales[p], tile.space.scores + p * kPanelKeys);
   const int columns = int(stride / kTileWidth), columnStep = rows <= kRows ? columns : 1;
   Runs runs[kGroupRows];
   if (visible)
@@ -215,7 +249,7 @@ template <typename T> void valuesOfGroup(const Tile& tile, const Block<T>& block
     }
   for (int c = 0; c < columns; c += columnStep) {
     if (!visible) {
-      addValueRows(rows, tile.space.scores, block, begin, end, c, c + columnStep, tile.space.out + first * stride, stride);
+      addAnyValues(rows, tile.space.scores, block, begin, end, c, c + columnStep, tile.space.out + first * stride, stride);
       continue;
     }
     for (int r = 0; r < rows; r += kRows) {
@@ -226,14 +260,14 @@ template <typename T> void valuesOfGroup(const Tile& tile, const Block<T>& block
       const auto ownRuns = [&](int i, int from, int to) {
         for (int a = nextKey(visible[r + i], from, true); a < to;) {
           const int b = std::min(nextKey(visible[r + i], a, false), to);
-          addValueRows(1, weights + i * kBlockKeys, block, a, b, c, c + columnStep, out + i * stride, stride);
+          addAnyValues(1, weights + i * kBlockKeys, block, a, b, c, c + columnStep, out + i * stride, stride);
           a = b < to ? nextKey(visible[r + i], b, true) : to;
         }
       };
       const Runs& run = runs[r / kRows];
       if (begin < run.begin)
         for (int i = 0; i < count; ++i) ownRuns(i, begin, run.begin);
-      if (run.begin < run.end) addValueRows(count, weights, block, run.begin, run.end, c, c + columnStep, out, stride);
+      if (run.begin < run.end) addAnyValues(count, weights, block, run.begin, run.end, c, c + columnStep, out, stride);
       if (run.end < end)
         for (int i = 0; i < count; ++i) ownRuns(i, run.end, end);
     }
@@ -320,7 +354,7 @@ inline bool tileAgainstChunk(const Tile& tile, int64_t chunk) {
     if (inPlace && source.element == DType::f16) tileAgainstBlock(tile, PageBlock<f16>(source, key, count, keys, tile.rows <= kGroupRows), key);
     else if (inPlace && source.element == DType::bf16) tileAgainstBlock(tile, PageBlock<bf16>(source, key, count, keys, tile.rows <= kGroupRows), key);
     else if (inPlace) tileAgainstBlock(tile, PageBlock<float>(source, key, count, keys, tile.rows <= kGroupRows), key);
-    else if (tile.rows <= kGroupRows) tileAgainstBlock(tile, PassingBlock(source, key, keys, tile.space.block), key);
+    else if (tile.rows <= kGroupRows) tileAgainstBlock(tile, PassingBlock(source, key, keys, tile.space.block, tile.rows), key);
     else tileAgainstBlock(tile, LoadedBlock(source, key, count, tile.space.block), key);
   }
   return started;

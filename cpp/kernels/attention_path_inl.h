@@ -8,7 +8,7 @@ namespace tl::TL_TARGET {
 // Scores of a group's rows against one block of what lies in memory, no mask: stride kBlockKeys.
 inline void storedScores(const Tile& tile, const Block<float>& block, int count, int64_t first, int rows, float* scores) {
   const Problem& problem = tile.problem;
-  for (int p = 0; p * kPanelKeys < count; ++p) scoreRows(rows, tile.space.query + first * problem.headDim, block, p, problem.headDim, scores);
+  for (int p = 0; p * kPanelKeys < count; ++p) scorePanelRows(rows, tile.space.query + first * problem.headDim, block, p, problem.headDim, scores);
   if (problem.softcap != 0)
     for (int r = 0; r < rows; ++r) softcapRow(scores + r * kBlockKeys, count, problem.softcap);
 }
@@ -24,6 +24,12 @@ template <typename Body> void forPath(const Tile& tile, int64_t r, int64_t key, 
       const int64_t at = shape.prefix + w * 32 + __builtin_ctz(word) - stored, to = position - key;
       if (to >= 0 && to < kBlockKeys && at >= 0 && at < kBlockKeys) body(int(to), int(at));
     }
+}
+
+// Weights of a run of keys times their values' scales; each is used once.
+inline void scaleWeights(const Block<float>& block, int from, int to, float* weights) {
+  for (int j = from; j < to; ++j)
+    if (block.valueScales[j / kPanelKeys]) weights[j] *= block.valueScales[j / kPanelKeys][j % kPanelKeys];
 }
 
 // The group's rows against the virtual block at `key`, which holds the end of the prefix, nodes of paths, or both.
@@ -62,11 +68,14 @@ inline void groupAgainstPaths(const Tile& tile, int64_t key, int64_t first, int 
     for (int r = 0; r < rows; r += kRows) {
       const int count = std::min(rows - r, kRows);
       float* out = tile.space.out + (first + r) * stride;
-      const float* weights = scores + r * kBlockKeys;
-      if (at == key && unit.mask.window == 0 && shared > 0)
+      float* weights = scores + r * kBlockKeys;
+      if (at == key && unit.mask.window == 0 && shared > 0) {
+        for (int i = 0; i < count; ++i) scaleWeights(block, 0, shared, weights + i * kBlockKeys);
         addValueRows(count, weights, block, 0, shared, 0, columns, out, stride);
+      }
       for (int i = 0; i < count; ++i) {
         const auto addRun = [&](int from, int to, ptrdiff_t shift) {
+          scaleWeights(block, from, to, weights + i * kBlockKeys + shift);
           addValueRows(1, weights + i * kBlockKeys + shift, block, from, to, 0, columns, out + i * stride, stride);
         };
         if (at == key && unit.mask.window > 0)

@@ -5,11 +5,12 @@
 //          int8 with a scale a token, int4 with scale and minimum for each 32 elements (arXiv 2303.06865, 2402.02750)
 #pragma once
 
+#include "attention_quantized_inl.h"
+#include "hadamard_inl.h"
+
 namespace tl::TL_TARGET {
 
 enum class Quantized : int32_t { none = 0, int8, int4 };
-
-constexpr int64_t kInt4Group = 32;
 
 // Rows of one head. Addresses in bytes.
 struct Rows {
@@ -23,6 +24,8 @@ struct Source {
   KvPage* const* pages = nullptr;  // null: rows
   DType element = DType::f16;      // of rows; of all pages unless `mixed`
   bool mixed = false;
+  bool rotated = false;            // int4 keys are wanted as they are stored: the queries are rotated too
+  bool scaledApart = false;        // int8 pages are wanted without their scales: a block names them
   Quantized quantized = Quantized::none;
   int64_t headDim = 0, valueDim = 0;
   Rows keys, values;
@@ -95,6 +98,27 @@ struct Int4Reader {
       if (i + 1 < part) lanes[i + 1] = int8_t(pair >> 4);
     }
     const F32 value = mulAdd(loadBytes(lanes), broadcast(scale[d / kInt4Group]), broadcast(minimum[d / kInt4Group]));
+    return part == kLanes ? value : select(firstLanes(part), value, zero());
+  }
+  static int64_t offset(int64_t d) { return d / 2; }
+};
+
+// A value of an int4 page; `scale` its first group's.
+struct PageInt4Reader {
+  const uint8_t* at;
+  const f16* scale;
+  KvLayout layout;
+  __attribute__((noinline)) F32 operator()(int64_t d, int part) const {
+    const f16* group = scale + d / kPageGroup * kPageTokens;
+    const F32 step = broadcast(toFloat(group[0])), minimum = broadcast(toFloat(group[layout.groups() * kPageTokens]));
+    if (layout.splitHalf(d) == kPageGroup) {  // a vector lies in one half of the bytes
+      F32 low, high;
+      loadNibbles(at + layout.valueByte(d), low, high);
+      return mulAdd(layout.valueInHighBits(d) ? high : low, step, minimum);
+    }
+    uint8_t lanes[kLanes] = {};
+    for (int i = 0; i < part; ++i) lanes[i] = layout.valueInHighBits(d + i) ? uint8_t(at[layout.valueByte(d + i)] >> 4) : uint8_t(at[layout.valueByte(d + i)] & 15);
+    const F32 value = mulAdd(loadBytes(lanes), step, minimum);
     return part == kLanes ? value : select(firstLanes(part), value, zero());
   }
   static int64_t offset(int64_t d) { return d / 2; }
@@ -175,26 +199,31 @@ template <typename T> void pageKeysToPanel(const Source& source, int64_t first, 
 
 inline void int8KeysToPanel(const Source& source, int64_t first, float* panel) {
   const int8_t* from = source.pageKeys<int8_t>(first / kPanelKeys);
-  const float* scales = source.pages[first / kPanelKeys]->keyScales(source.pageLayout(first / kPanelKeys));
+  const float* scales = source.pages[first / kPanelKeys]->keyScales<float>(source.pageLayout(first / kPanelKeys));
   F32 scale[kPanelVectors];
 #pragma GCC unroll 8
-  for (int v = 0; v < kPanelVectors; ++v) scale[v] = load(scales + v * kLanes);
+  for (int v = 0; v < kPanelVectors; ++v) scale[v] = source.scaledApart ? broadcast(1.0f) : load(scales + v * kLanes);
   for (int64_t d = 0; d < source.headDim; ++d, from += kPanelKeys, panel += kPanelKeys)
 #pragma GCC unroll 8
     for (int v = 0; v < kPanelVectors; ++v) store(panel + v * kLanes, mul(loadBytes(from + v * kLanes), scale[v]));
 }
 
 inline void int4KeysToPanel(const Source& source, int64_t first, float* panel) {
+  const KvPage& page = *source.pages[first / kPanelKeys];
   const KvLayout layout = source.pageLayout(first / kPanelKeys);
-  const uint8_t* from = source.pageKeys<uint8_t>(first / kPanelKeys);
-  for (int64_t d = 0; d < source.headDim; ++d, panel += kPanelKeys) {
-    const float* scales = source.pages[first / kPanelKeys]->keyScales(layout) + d / kPageGroup * kPageTokens;
-    const float* minima = scales + layout.groups() * kPageTokens;
-    uint8_t half[kPanelKeys];
-    for (int j = 0; j < kPanelKeys; ++j) half[j] = d % 2 ? uint8_t(from[d / 2 * kPanelKeys + j] >> 4) : uint8_t(from[d / 2 * kPanelKeys + j] & 15);
-#pragma GCC unroll 8
-    for (int v = 0; v < kPanelVectors; ++v) store(panel + v * kLanes, mulAdd(loadBytes(half + v * kLanes), load(scales + v * kLanes), load(minima + v * kLanes)));
+  const auto* from = reinterpret_cast<const uint8_t*>(page.keys());
+  float* to = panel;
+  for (int64_t d = 0; d < source.headDim; d += 2, from += kPanelKeys, to += 2 * kPanelKeys) {
+    const f16* scales = page.keyScales<f16>(layout) + d / kPageGroup * kPageTokens;
+    for (int v = 0; v < kPanelKeys; v += kLanes) {
+      const F32 scale = load(scales + v), minimum = load(scales + layout.groups() * kPageTokens + v);
+      F32 low, high;
+      loadNibbles(from + v, low, high);
+      store(to + v, mulAdd(low, scale, minimum));
+      if (d + 1 < source.headDim) store(to + kPanelKeys + v, mulAdd(high, scale, minimum));
+    }
   }
+  if (!source.rotated) rotateColumns(panel, source.headDim, kPanelKeys);
 }
 
 inline void loadKeyPanel(const Source& source, int64_t first, int count, const Ahead& ahead, float* panel) {
@@ -229,16 +258,15 @@ inline void int8ValuesToPanel(const Source& source, int64_t first, int count, fl
   const KvPage& page = *source.pages[first / kPanelKeys];
   const KvLayout layout = source.pageLayout(first / kPanelKeys);
   const auto* from = reinterpret_cast<const int8_t*>(page.values(layout));
-  spreadValues<Int8Reader>(source, count, Ahead{}, panel, [&](int j) { return Int8Reader{from + j * source.valueDim, page.valueScales(layout)[j]}; });
+  spreadValues<Int8Reader>(source, count, Ahead{}, panel, [&](int j) { return Int8Reader{from + j * source.valueDim, source.scaledApart ? 1.0f : page.valueScales<float>(layout)[j]}; });
 }
 
 inline void int4ValuesToPanel(const Source& source, int64_t first, int count, float* panel) {
   const KvPage& page = *source.pages[first / kPanelKeys];
   const KvLayout layout = source.pageLayout(first / kPanelKeys);
   const auto* from = reinterpret_cast<const uint8_t*>(page.values(layout));
-  const float* scales = page.valueScales(layout);
-  spreadValues<Int4Reader>(source, count, Ahead{}, panel, [&](int j) {
-    return Int4Reader{from + j * layout.tokenBytes(), scales + j * layout.groups(), scales + (kPageTokens + j) * layout.groups()};
+  spreadValues<PageInt4Reader>(source, count, Ahead{}, panel, [&](int j) {
+    return PageInt4Reader{from + j * layout.tokenBytes(), page.valueScales<f16>(layout) + j, layout};
   });
 }
 
@@ -276,6 +304,14 @@ inline void fetchTokens(const Source& source, int64_t from, int64_t to) {
   }
 }
 
+// Names the scales of panel `panel` of the cache as those of panel p of a block.
+inline void nameScales(Block<float>& block, int p, const Source& source, int64_t panel) {
+  block.keyScales[p] = block.valueScales[p] = nullptr;
+  if (!source.scaledApart || source.pages[panel]->element != DType::i8) return;
+  block.keyScales[p] = source.pages[panel]->keyScales<float>(source.pageLayout(panel));
+  block.valueScales[p] = source.pages[panel]->valueScales<float>(source.pageLayout(panel));
+}
+
 // How the loop comes to a block: `needKeys` and `needValues` are called before a panel is used.
 
 // Many rows: the whole block is converted once and used by all of them.
@@ -288,6 +324,7 @@ struct LoadedBlock : Block<float> {
       float* v = valueSpace + p * kPanelKeys * paddedDim(source.valueDim);
       keys[p] = k;
       this->values[p] = v;
+      nameScales(*this, p, source, (first + p * kPanelKeys) / kPanelKeys);
       if (withKeys) loadKeyPanel(source, first + p * kPanelKeys, std::min(count - p * kPanelKeys, kPanelKeys), Ahead{}, k);
       if (withValues) loadValuePanel(source, first + p * kPanelKeys, std::min(count - p * kPanelKeys, kPanelKeys), Ahead{}, v);
     }
@@ -298,11 +335,13 @@ struct LoadedBlock : Block<float> {
   void needValues(int) {}
 };
 
-// Few rows: one panel at a time goes through the first-level cache. While keys are loaded this block's values are fetched,
-// while values are loaded the next block's keys.
+// Few rows: one panel at a time goes through the first-level cache, or is read as it is stored where rows are so few that
+// each element is converted once or twice. While keys are loaded this block's values are fetched, while values are loaded the
+// next block's keys.
 struct PassingBlock : Block<float> {
   static constexpr bool kPanelwise = true;
-  PassingBlock(const Source& from, int64_t firstKey, int64_t keyCount, float* to) : source(from), first(firstKey), allKeys(keyCount), space(to) {
+  PassingBlock(const Source& from, int64_t firstKey, int64_t keyCount, float* to, int64_t rows = kGroupRows)
+      : source(from), first(firstKey), allKeys(keyCount), inRegisters(from.pages && !from.mixed && rows <= kQuantizedRows && readInRegisters(from.headDim)), space(to) {
     for (int p = 0; p < kBlockPanels; ++p) keys[p] = values[p] = space;
     valueRow = kTileWidth;
     valueColumn = kPanelKeys * kTileWidth;
@@ -313,20 +352,34 @@ struct PassingBlock : Block<float> {
     const KvLayout layout = source.pageLayout(panel);
     const std::byte* half = valueHalf ? source.pages[panel]->values(layout) : source.pages[panel]->keys();
     for (int64_t at = 0; at < layout.halfBytes(); at += 64) prefetch(half + at);
+    const std::byte* scales = valueHalf ? source.pages[panel]->valueScales<std::byte>(layout) : source.pages[panel]->keyScales<std::byte>(layout);
+    for (int64_t at = 0; at < layout.scaleBytes(); at += 64) prefetch(scales + at);
+  }
+  bool asStored(int p, int64_t key) {
+    nameScales(*this, p, source, key / kPanelKeys);
+    const KvLayout layout = source.pages ? source.pageLayout(key / kPanelKeys) : KvLayout{};
+    quantized = {};
+    if (inRegisters && isQuantized(layout.element)) quantized = {source.pages[key / kPanelKeys], layout, p * kPanelKeys};
+    this->stored = quantized.page ? &quantized : nullptr;
+    return quantized.page != nullptr;
   }
   void needKeys(int p) {
     const int64_t key = first + p * kPanelKeys;
     fetchHalf(key / kPanelKeys, true);
+    if (asStored(p, key)) return;
     loadKeyPanel(source, key, int(std::min<int64_t>(allKeys - key, kPanelKeys)), Ahead{&source.values, key, allKeys}, space);
   }
   void needValues(int p) {
     const int64_t key = first + p * kPanelKeys;
     fetchHalf(key / kPanelKeys + kBlockPanels, false);
+    if (asStored(p, key)) return;
     loadValuePanel(source, key, int(std::min<int64_t>(allKeys - key, kPanelKeys)), Ahead{&source.keys, key + kBlockKeys, allKeys}, space);
   }
   const Source& source;
   const int64_t first, allKeys;
+  const bool inRegisters;
   float* space;
+  QuantizedPanel quantized;
 };
 
 // The cache's pages, read as they are and converted in registers. Few rows fetch what comes next.

@@ -32,6 +32,9 @@ template <typename T> struct Block {
   // Read straight from memory: scores fetch this block's values ahead, values fetch the next block's keys (null = none).
   bool fetchAhead = false;
   const T* nextKeys[kBlockPanels];
+  // int8 of the cache: a factor a token, for finished scores and for weights; null = none.
+  const float *keyScales[kBlockPanels] = {}, *valueScales[kBlockPanels] = {};
+  const struct QuantizedPanel* stored = nullptr;  // read this instead, see attention_quantized_inl.h
 };
 
 // Bytes from what is read now to what is read later, in a region of the same size.

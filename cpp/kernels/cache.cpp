@@ -44,7 +44,7 @@ Status cacheAppend(const CacheAppendArgs& args, Context& context) {
   TL_TRY(checkRows("value", args.value, step.newTokens, shape));
   if (!(args.layer >= 0 && args.layer < shape.layers)) return argumentError(op, "layer", "is not in the cache", int64_t(args.layer));
   if (step.newTokens == 0) return {};
-  if ((shape.element == DType::i8 || cache.mixed()) && shape.headDim > kMostQuantizedDim) return shapeError(op, "cache", "an int8 cache has head dimensions of at most 1,024", kMostQuantizedDim, shape.headDim);
+  if ((isQuantized(shape.element) || cache.mixed()) && shape.headDim > kMostQuantizedDim) return shapeError(op, "cache", "a quantised cache has head dimensions of at most 1,024", kMostQuantizedDim, shape.headDim);
   const int32_t layer = int32_t(args.layer);
   for (int32_t head = 0; head < shape.kvHeads; ++head)
     if (cache.length(layer, head) + step.newTokens > cache.capacity(layer, head))
@@ -62,11 +62,13 @@ Status cacheAppend(const CacheAppendArgs& args, Context& context) {
       const float* value = args.value.as<float>() + (from - length) * args.value.strides[0] + head * args.value.strides[1];
       const DType element = target->element;  // not the cache's, where older pages were requantised and then cut
       const KvLayout layout = cache.layout(element);
-      if (element == DType::i8 || element == DType::i4) {
+      if (element == DType::i8) {
         for (int j = 0; j < count; ++j) {
-          writeQuantizedKey(*target, layout, slot + j, key + j * args.key.strides[0]);
-          writeQuantizedValue(*target, layout, slot + j, value + j * args.value.strides[0]);
+          writeInt8Key(*target, layout, slot + j, key + j * args.key.strides[0]);
+          writeInt8Value(*target, layout, slot + j, value + j * args.value.strides[0]);
         }
+      } else if (element == DType::i4) {
+        for (int j = 0; j < count; ++j) writeToken(*target, layout, slot + j, key + j * args.key.strides[0], value + j * args.value.strides[0]);
       } else if (element == DType::f16) writePage<f16>(target, shape.headDim, slot, count, key, args.key.strides[0], value, args.value.strides[0]);
       else if (element == DType::bf16) writePage<bf16>(target, shape.headDim, slot, count, key, args.key.strides[0], value, args.value.strides[0]);
       else writePage<float>(target, shape.headDim, slot, count, key, args.key.strides[0], value, args.value.strides[0]);

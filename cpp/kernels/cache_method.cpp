@@ -20,10 +20,10 @@ float dotRows(const float* a, const float* b, int64_t n) {
 float normOf(const float* x, int64_t n) { return std::sqrt(dotRows(x, x, n)); }
 
 void quantize4(const float* x, int64_t n, uint8_t* q, float* scale, float* minimum, float* dequantized) {
-  for (int64_t g = 0; g * kPageGroup < n; ++g) {
-    int8_t codes[kPageGroup] = {};
-    const int64_t first = g * kPageGroup;
-    const int count = int(std::min(n - first, kPageGroup));
+  for (int64_t g = 0; g * kInt4Group < n; ++g) {
+    int8_t codes[kInt4Group] = {};
+    const int64_t first = g * kInt4Group;
+    const int count = int(std::min(n - first, kInt4Group));
     quantizeInt4(x + first, count, codes, scale[g], minimum[g]);
     for (int i = 0; i < count; ++i) dequantized[first + i] = minimum[g] + float(codes[i]) * scale[g];
     for (int i = 0; i < count; i += 2) q[(first + i) / 2] = uint8_t(codes[i] | (i + 1 < count ? codes[i + 1] << 4 : 0));
@@ -35,7 +35,7 @@ void quantize4(const float* x, int64_t n, uint8_t* q, float* scale, float* minim
 Status quantizeRows(const QuantizeRowsArgs& args, Context& context) {
   FloatRows x;
   int64_t bytes, groups;
-  TL_TRY(openQuantizeRows(args, kPageGroup, x, bytes, groups));
+  TL_TRY(openQuantizeRows(args, kInt4Group, x, bytes, groups));
   const bool four = args.bits == 4;
   forRows(context, x.rows, x.width, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {

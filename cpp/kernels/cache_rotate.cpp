@@ -54,11 +54,12 @@ void rotatePanel(float* panel, const RotationTable& table, bool interleaved, uin
 }
 
 void writeKeys(KvPage& page, const KvLayout& layout, const float* panel, uint32_t moved, float* token) {
-  if (page.element == DType::i8 || page.element == DType::i4) {
+  if (isQuantized(page.element)) {
     for (; moved != 0; moved &= moved - 1) {
       const int slot = __builtin_ctz(moved);
       for (int64_t d = 0; d < layout.headDim; ++d) token[d] = panel[d * kPanelKeys + slot];
-      writeQuantizedKey(page, layout, slot, token);
+      if (page.element == DType::i8) writeInt8Key(page, layout, slot, token);
+      else writeToken(page, layout, slot, token, nullptr);
     }
     return;
   }

@@ -105,7 +105,7 @@ inline float quantizeInt8(const float* x, int64_t n, int8_t* q) {
   return scale;
 }
 
-// x [n ≤ kPageGroup] to q = round-half-even((x − minimum) / scale), 0 … 15, one a byte; scale = (max − min) / 15.
+// x [n ≤ kInt4Group] to q = round-half-even((x − minimum) / scale), 0 … 15, one a byte; scale = (max − min) / 15.
 inline void quantizeInt4(const float* x, int n, int8_t* q, float& scale, float& minimum) {
   minimum = x[0];
   float largest = x[0];

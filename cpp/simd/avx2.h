@@ -100,6 +100,11 @@ TL_INLINE void storeBytes(int8_t* p, I32 a) {
 }
 TL_INLINE F32 loadBytes(const int8_t* p) { return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))}; }
 TL_INLINE F32 loadBytes(const uint8_t* p) { return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))}; }
+TL_INLINE void loadNibbles(const uint8_t* p, F32& low, F32& high) {
+  const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  low = {_mm256_cvtepi32_ps(_mm256_and_si256(bytes, _mm256_set1_epi32(15)))};
+  high = {_mm256_cvtepi32_ps(_mm256_srli_epi32(bytes, 4))};
+}
 TL_INLINE void transpose(F32 (&rows)[kLanes]) {
   __m256 pairs[8], fours[8];
   for (int i = 0; i < 8; i += 2) {

@@ -96,6 +96,11 @@ TL_INLINE I32 asInt(F32 a) { return {_mm512_castps_si512(a.v)}; }
 TL_INLINE void storeBytes(int8_t* p, I32 a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a.v)); }
 TL_INLINE F32 loadBytes(const int8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))}; }
 TL_INLINE F32 loadBytes(const uint8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))}; }
+TL_INLINE void loadNibbles(const uint8_t* p, F32& low, F32& high) {
+  const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  low = {_mm512_cvtepi32_ps(_mm512_and_si512(bytes, _mm512_set1_epi32(15)))};
+  high = {_mm512_cvtepi32_ps(_mm512_srli_epi32(bytes, 4))};
+}
 TL_INLINE void transpose(F32 (&rows)[kLanes]) {
   __m512 pairs[16], fours[16], eights[16];
   const auto quarters = [](__m512 a, __m512 b, auto odd) {  // 0 2 or 1 3 of a, then of b

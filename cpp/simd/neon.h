@@ -95,6 +95,13 @@ TL_INLINE F32 loadBytes(const uint8_t* p) {
   std::memcpy(&bytes, p, 4);
   return {vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(bytes))))))};
 }
+TL_INLINE void loadNibbles(const uint8_t* p, F32& low, F32& high) {
+  uint32_t bytes;
+  std::memcpy(&bytes, p, 4);
+  const uint16x4_t words = vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(bytes))));
+  low = {vcvtq_f32_u32(vmovl_u16(vand_u16(words, vdup_n_u16(15))))};
+  high = {vcvtq_f32_u32(vmovl_u16(vshr_n_u16(words, 4)))};
+}
 TL_INLINE void transpose(F32 (&rows)[kLanes]) {
   const float32x4x2_t a = vtrnq_f32(rows[0].v, rows[1].v), b = vtrnq_f32(rows[2].v, rows[3].v);
   rows[0].v = vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0]));

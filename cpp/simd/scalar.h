@@ -86,6 +86,8 @@ TL_INLINE I32 asInt(F32 a) { I32 r; TL_EACH r.v[i] = __builtin_bit_cast(int32_t,
 TL_INLINE void storeBytes(int8_t* p, I32 a) { TL_EACH p[i] = int8_t(a.v[i]); }
 TL_INLINE F32 loadBytes(const int8_t* p) { F32 r; TL_EACH r.v[i] = float(p[i]); return r; }
 TL_INLINE F32 loadBytes(const uint8_t* p) { F32 r; TL_EACH r.v[i] = float(p[i]); return r; }
+// The low and the high half of each byte, 0 … 15.
+TL_INLINE void loadNibbles(const uint8_t* p, F32& low, F32& high) { TL_EACH low.v[i] = float(p[i] & 15), high.v[i] = float(p[i] >> 4); }
 // kLanes vectors as a square matrix, mirrored at its diagonal.
 TL_INLINE void transpose(F32 (&rows)[kLanes]) { TL_EACH for (int j = 0; j < i; ++j) std::swap(rows[i].v[j], rows[j].v[i]); }
 TL_INLINE void prefetch(const void*) {}

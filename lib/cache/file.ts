@@ -7,7 +7,7 @@ import type { KvCacheShape } from "./kv-cache.js";
 // A cache on disk: magic and version (u32 each), length of the header (u32), its SHA-256, header (JSON), then each layer's bytes and the
 // query statistics, little-endian, at the header's sizes, each with its SHA-256.
 const magic = 0x564b4c54; // "TLKV"
-const version = 1;
+const version = 2; // 1: int4 pages with f32 scales for each 32 dimensions, keys not rotated
 const mostHeaderBytes = 1 << 24, prefixBytes = 12 + 32;
 
 /** What a file says of a cache besides its pages. */

@@ -24,7 +24,7 @@ export interface KvCacheShape {
   readonly layers: number;
   readonly kvHeads: number;
   readonly headDim: number;
-  /** What keys and values are kept as; int8 has a scale a token, int4 scale and minimum for each 32 dimensions. */
+  /** What keys and values are kept as; int8 has a scale a token, int4 scale and minimum for each 16 dimensions, of rotated keys. */
   readonly type: CacheType;
 }
 

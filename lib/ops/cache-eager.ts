@@ -90,7 +90,7 @@ export interface Quantized {
   readonly dequantized: Float;
 }
 
-/** Rows of x f32 `[…, n]` as int8 and int4 caches keep them (arXiv 2303.06865, 2402.02750). */
+/** Rows of x f32 `[…, n]` as int8 caches keep them, or in 4 bits with scales for each 32 elements (arXiv 2303.06865, 2402.02750). */
 export async function quantizeRows(x: Float, options: { readonly type: "int8" | "int4" } & RunOptions): Promise<Quantized> {
   const { shape } = float("x", x, 1, 2, 3, 4), { type } = checkOptionsObject(options, "an object with type"), outer = shape.slice(0, -1);
   if (type !== "int8" && type !== "int4") throw invalidArgument("options.type", "'int8' or 'int4'", type);

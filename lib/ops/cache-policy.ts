@@ -169,7 +169,7 @@ export function cacheExpectedLogits(statistics: Value, of: CachedTokens, options
   }).out;
 }
 
-/** Rows f32 `[rows, n]` as int8 (`bits` 8) or int4 cache pages keep them, see args.h. */
+/** Rows f32 `[rows, n]` in int8 (`bits` 8) or int4, see args.h. */
 export function quantizeRows(x: Value, bits: 4 | 8): { readonly q: Value; readonly scale: Value; readonly minimum?: Value; readonly dequantized: Value } {
   expectRank("quantizeRows", "x", x, 2);
   const [rows, n] = [fixedDim("quantizeRows", "x", x, 0), fixedDim("quantizeRows", "x", x, 1)], groups = bits === 4 ? Math.ceil(n / 32) : 1;

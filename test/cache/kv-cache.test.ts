@@ -14,6 +14,15 @@ const steps = (random: () => number, tokens: number): Step[] => [0, 1].map(() =>
 /** What a type may lose: half a unit in the last place of the largest element, and a little. */
 const tolerance: Readonly<Record<CacheType, number>> = { f32: 0, f16: 2 ** -11, bf16: 2 ** -8, int8: 0.51 / 127, int4: 1.02 / 15 };
 
+/** x times the Hadamard matrix of the largest power of two that divides its length, block by block. */
+function rotated(x: Float32Array): Float32Array {
+  const width = x.length & -x.length, bits = (n: number): number => (n === 0 ? 0 : (n & 1) + bits(n >> 1));
+  return x.map((_, i) => {
+    const block = i - (i % width);
+    return x.subarray(block, block + width).reduce((sum, value, j) => sum + (bits((i - block) & j) % 2 ? -value : value), 0) / Math.sqrt(width);
+  });
+}
+
 t.test("rows come back as they went in, in every type", async (t) => {
   for (const type of Object.keys(tolerance) as CacheType[]) {
     const random = randomNumbers(2), all = [steps(random, 50), steps(random, 1), steps(random, 45)];
@@ -23,9 +32,10 @@ t.test("rows come back as they went in, in every type", async (t) => {
       for (const head of [0, 1]) {
         const held = cache.read(layer, head);
         for (const [name, got] of [["key", held.keys], ["value", held.values]] as const) {
-          const want = all.flatMap((step) => headRows(step[layer]![name], 2, 40, head));
+          const kept = (row: Float32Array): Float32Array => (type === "int4" && name === "key" ? rotated(row) : row); // what is rounded
+          const want = all.flatMap((step) => headRows(step[layer]![name], 2, 40, head)).map(kept), read = headRows(got, 1, 40, 0).map(kept);
           const bound = want.map((row) => tolerance[type] * Math.max(...row.map(Math.abs)));
-          t.ok(want.every((row, i) => row.every((x, d) => Math.abs(x - got[i * 40 + d]!) <= bound[i]!)), `${type} ${name}`);
+          t.ok(want.every((row, i) => row.every((x, d) => Math.abs(x - read[i]![d]!) <= bound[i]!)), `${type} ${name}`);
         }
         t.same(Array.from(held.positions), Array.from({ length: 96 }, (_, i) => i));
       }

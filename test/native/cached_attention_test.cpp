@@ -106,12 +106,29 @@ const Case kCases[] = {
     {4, 2, 32, 257, 9, DType::f16, 0, 0, 0, 3, 2},
 };
 
+const Case kQuantizedCases[] = {
+    {9, 3, 64, 300, 70, DType::i8},  {9, 3, 64, 300, 70, DType::i4},   {4, 4, 128, 130, 67, DType::i8}, {4, 4, 128, 130, 67, DType::i4}, {8, 1, 80, 200, 5, DType::i8},
+    {8, 1, 80, 200, 5, DType::i4},   {7, 1, 64, 250, 20, DType::i8},   {6, 2, 32, 90, 40, DType::i4},   {6, 2, 33, 31, 34, DType::i4},  {5, 1, 64, 250, 20, DType::i4, 40, 0, 4},
+    {3, 3, 64, 500, 60, DType::i8, 40}, {2, 2, 256, 100, 30, DType::i4, 0, 50},
+};
+
 // In slow builds shortened, but one with more than a chunk of keys (512).
 std::vector<Case> shapes() {
   std::vector<Case> all(std::begin(kCases), std::end(kCases));
+  all.insert(all.end(), std::begin(kQuantizedCases), std::end(kQuantizedCases));
   for (Case& c : all) c.past = shortened(c.past);
   all.push_back({2, 1, 16, 600, 3});
   return all;
+}
+
+// The formula's keys and values become those that a quantised cache keeps of them.
+void takeWhatIsKept(const KvCache& cache, Sequence& s) {
+  for (int64_t token = 0; token < cache.length(int32_t(s.c.layer), 0); ++token)
+    for (int32_t head = 0; head < s.c.kvHeads; ++head) {
+      const KvPage& page = *cache.pages(int32_t(s.c.layer), head)[token / kPageTokens];
+      readToken(page, cache.layout(page.element), token % kPageTokens, s.key.row(token * s.c.kvHeads + head), s.value.row(token * s.c.kvHeads + head));
+    }
+  s.c.element = DType::f32;
 }
 
 TEST(CachedAttention, IsTheFormula) {
@@ -126,6 +143,7 @@ TEST(CachedAttention, IsTheFormula) {
       step(isa, *cache, s, c.past, c.past + c.queries, out, 2);
       if (::testing::Test::HasFatalFailure()) return;
       EXPECT_TRUE(out.guardsIntact());
+      if (isQuantized(c.element)) takeWhatIsKept(*cache, s);
       expectFormula(isa, s, out, checked);
       if (::testing::Test::HasFatalFailure()) return;
     }
@@ -210,7 +228,7 @@ TEST(CachedAttention, TreeIsItsPaths) {
   const TreeCase cases[] = {
       {{9, 3, 64, 100, 60}, 60},         {{9, 3, 64, 1000, 8}, 8},     {{4, 2, 32, 510, 70, DType::f32}, 70}, {{2, 1, 80, 0, 20, DType::bf16}, 20},
       {{4, 1, 16, 250, 40, DType::f16, 90}, 40}, {{3, 3, 48, 127, 33, DType::f16, 0, 30}, 33}, {{2, 2, 64, 64, 1}, 1}, {{2, 1, 16, 700, 30, DType::f16, 50, 0, 4}, 30},
-      {{4, 2, 64, 200, 16, DType::i8}, 16}, {{4, 2, 40, 120, 16, DType::i4}, 16},
+      {{4, 2, 64, 200, 16, DType::i8}, 16}, {{4, 2, 40, 120, 16, DType::i4}, 16}, {{6, 2, 64, 200, 16, DType::i4}, 16},
   };
   std::mt19937 random(3);
   for (Isa isa : targets())

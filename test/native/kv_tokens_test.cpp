@@ -80,6 +80,58 @@ void expectRows(const KvCache& cache, const Heads& heads, bool withScores = true
   }
 }
 
+// x times the Hadamard matrix of the largest power of two that divides its length, block by block, in f64.
+std::vector<float> rotated(const std::vector<float>& x) {
+  const size_t width = x.size() & -x.size();
+  std::vector<float> out(x.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    double sum = 0;
+    for (size_t j = 0; j < width; ++j) sum += (__builtin_popcountll(i % width & j) % 2 ? -1.0 : 1.0) * x[i / width * width + j];
+    out[i] = float(sum / std::sqrt(double(width)));
+  }
+  return out;
+}
+
+// Each value's place, of groups of `most` in int4: within half a step of it, and f16's rounding of steps and minima.
+void expectQuantised(const std::vector<float>& x, const std::vector<float>& got, DType element) {
+  const size_t most = element == DType::i4 ? 16 : x.size();
+  for (size_t d = 0; d < x.size(); ++d) {
+    const size_t begin = d / most * most, end = std::min(begin + most, x.size());
+    double low = x[begin], high = low, peak = 0;
+    for (size_t e = begin; e < end; ++e) {
+      low = std::min(low, double(x[e]));
+      high = std::max(high, double(x[e]));
+      peak = std::max(peak, std::fabs(double(x[e])));
+    }
+    const double step = element == DType::i4 ? (high - low) / 15 : peak / 127;
+    EXPECT_NEAR(got[d], x[d], step / 2 + (element == DType::i4 ? (peak + 15 * step) / 2048 : 0) + 1e-5) << x.size();
+  }
+}
+
+TEST(KvTokens, RotationIsTheHadamardMatrix) {
+  for (size_t headDim : {1, 7, 40, 64, 96, 128}) {
+    std::vector<float> x(headDim);
+    for (size_t i = 0; i < headDim; ++i) x[i] = std::sin(3.0f * float(i)) * 4;
+    std::vector<float> got = x;
+    rotateKey(got.data(), int64_t(headDim));
+    const std::vector<float> want = rotated(x);
+    for (size_t i = 0; i < headDim; ++i) EXPECT_NEAR(got[i], want[i], 1e-5);
+    rotateKey(got.data(), int64_t(headDim));
+    for (size_t i = 0; i < headDim; ++i) EXPECT_NEAR(got[i], x[i], 1e-5);
+  }
+}
+
+TEST(KvTokens, AGroupWithoutANumberSaysSo) {
+  for (float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    const float x[] = {1, 2, bad, 4};
+    uint8_t q[4];
+    f16 scale, minimum;
+    quantizePageGroup(x, 4, q, scale, minimum);
+    EXPECT_TRUE(std::isnan(toFloat(minimum)));
+    for (uint8_t code : q) EXPECT_LE(code, 15);
+  }
+}
+
 TEST(KvTokens, QuantisedIsTheFormula) {
   for (int32_t headDim : {1, 7, 32, 40, 64, 65}) {
     for (DType element : {DType::i8, DType::i4}) {
@@ -87,21 +139,17 @@ TEST(KvTokens, QuantisedIsTheFormula) {
       ASSERT_FALSE(model.cache->reserve(1));
       KvPage& page = *model.cache->pages(0, 0)[0];
       const KvLayout layout = model.cache->layout(element);
-      std::vector<float> key = model.numbers(), value(static_cast<size_t>(headDim), 3.0f), gotKey(key.size()), gotValue(key.size());
+      const std::vector<float> key = model.numbers(), value = model.numbers(), level(key.size(), 3.0f);
+      std::vector<float> gotKey(key.size()), gotValue(key.size());
       writeToken(page, layout, 5, key.data(), value.data());
       readToken(page, layout, 5, gotKey.data(), gotValue.data());
-      for (int32_t d = 0; d < headDim; ++d) {
-        EXPECT_NEAR(gotValue[size_t(d)], 3, 1e-6);
-        const int32_t begin = element == DType::i4 ? d / 32 * 32 : 0, end = element == DType::i4 ? std::min(begin + 32, headDim) : headDim;
-        double low = key[size_t(begin)], high = low, most = 0;
-        for (int32_t e = begin; e < end; ++e) {
-          low = std::min(low, double(key[size_t(e)]));
-          high = std::max(high, double(key[size_t(e)]));
-          most = std::max(most, std::fabs(double(key[size_t(e)])));
-        }
-        const double scale = element == DType::i4 ? (high - low) / 15 : most / 127, base = element == DType::i4 ? low : 0;
-        EXPECT_NEAR(gotKey[size_t(d)], scale > 0 ? base + scale * std::nearbyint((key[size_t(d)] - base) / scale) : base, 1e-5) << headDim;
-      }
+      expectQuantised(value, gotValue, element);
+      // A key of int4 is close after rotation.
+      if (element == DType::i4) expectQuantised(rotated(key), rotated(gotKey), element);
+      else expectQuantised(key, gotKey, element);
+      writeToken(page, layout, 5, key.data(), level.data());
+      readToken(page, layout, 5, nullptr, gotValue.data());
+      for (float x : gotValue) EXPECT_NEAR(x, 3, 1e-6);
     }
   }
 }
