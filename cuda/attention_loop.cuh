@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kLoopThreads) mergeSplits(Problem p) {
 
 // columnSums[head][key] = Σ over the last columnQueries queries of their weights, scores formed once more: grid (key tiles,
 // units, heads of the group). Warps take four queries each; their sums are added in order.
-template <bool general> __global__ void __launch_bounds__(kLoopThreads) sumColumns(Problem p) {
+template <bool general> __global__ void __launch_bounds__(kLoopThreads, 4) sumColumns(Problem p) {
   Shared shared;
   float* queries = shared.take<float>(kLoopRows * p.headDim);
   float* keys = shared.take<float>(kLoopKeys * keyStride(p.headDim));

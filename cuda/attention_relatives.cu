@@ -102,7 +102,7 @@ struct Running {
   }
 };
 
-__global__ void __launch_bounds__(kThreads) attendLandmarks(Operands o, const uint8_t* isLandmark) {
+__global__ void __launch_bounds__(kThreads, 7) attendLandmarks(Operands o, const uint8_t* isLandmark) {
   Shared shared;
   float *q = shared.take<float>(o.headDim), *scores = shared.take<float>(kPiece);
   const int i = int(blockIdx.x), h = int(blockIdx.y) % o.heads, b = int(blockIdx.y) / o.heads, thread = int(threadIdx.x);

@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads) multiplyFew(Matmul m, int64_t blocks
 constexpr int kTokens = 64, kRows = 32, kStep = 4;       // of a block; column blocks at a time
 constexpr int kByteStride = kStep * 32 + 16;              // rows of a tile, in bytes: fragments meet no bank twice
 
-template <int kParts> __global__ void __launch_bounds__(kThreads) multiplyMany(Matmul m, int64_t blocks) {
+template <int kParts> __global__ void __launch_bounds__(kThreads, 4) multiplyMany(Matmul m, int64_t blocks) {
   Shared shared;
   const Packed& w = m.weight;
   int8_t* xs = shared.take<int8_t>(kTokens * kByteStride);

@@ -80,8 +80,9 @@ __global__ void __launch_bounds__(kSelectThreads) spreadOut(Spread p) {
     __syncthreads();
     if (k + 1 == count) return;
     for (int64_t i = warp; i < n; i += warps) {
-      const float held = distance[i], far = distanceOf(p, row(i), row(chosen), p.sum);
-      if (laneIndex() == 0 && held != -TL_INFINITY) distance[i] = p.sum ? held + far : far < held ? far : held;
+      const float far = distanceOf(p, row(i), row(chosen), p.sum);
+      if (laneIndex() != 0) continue;
+      if (const float held = distance[i]; held != -TL_INFINITY) distance[i] = p.sum ? held + far : far < held ? far : held;
     }
     __syncthreads();
     chosen = farthest(distance, n, scratch);
