@@ -30,7 +30,7 @@ if (!toolkit.libraries) {
   process.exit(1);
 }
 
-const flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall", "-Xptxas", "-v"];
+const flags = ["-std=c++20", "-O3", "--compress-mode=size", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall", "-Xptxas", "-v"];
 const last = Math.max(...architectures);
 const targets = architectures.flatMap((arch) => ["-gencode", `arch=compute_${arch},code=${arch === last ? `[sm_${arch},compute_${arch}]` : `sm_${arch}`}`]);
 

@@ -1,4 +1,4 @@
-// npm run test:cuda [-- STAGE … --schedules 0,1,2 --variants plain,asan,tsan]: tests of cuda/ on machines without a GPU. Stages, all by default:
+// npm run test:cuda [-- STAGE … --schedules 0,1,2 --variants plain,asan,tsan --families attention,kv,reduce,draft]: tests of cuda/ on machines without a GPU. Stages, all by default:
 //   faults    builds the emulation three times (plain, ASan with UBSan, TSan) and checks that each fault of
 //             test/native/cuda_host/faults.cu is caught by what should catch it, and that nothing else is reported
 //   vectors   conformance vectors (TOKENLOOM_SHARED/vectors) through the public interface on the emulated device, in each schedule
@@ -19,7 +19,7 @@ import { findToolkit } from "./cuda-toolkit.mjs";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 const variants = { plain: "", asan: "address,undefined", tsan: "thread" };
-const { values: flags, positionals: chosen } = parseArgs({ allowPositionals: true, options: { schedules: { type: "string", default: "0,1,2" }, variants: { type: "string", default: "plain,asan,tsan" } } });
+const { values: flags, positionals: chosen } = parseArgs({ allowPositionals: true, options: { schedules: { type: "string", default: "0,1,2" }, variants: { type: "string", default: "plain,asan,tsan" }, families: { type: "string", default: "attention,kv,reduce,draft" } } });
 const schedules = flags.schedules.split(","), wantedVariants = flags.variants.split(",");
 
 function runOrExit(command, args, options = {}) {
@@ -104,7 +104,7 @@ const run = (args, options) => new Promise((resolve) => execFile(process.execPat
 /** The vectors on the emulation in one schedule, a process a family; returns how many failed, reports of a sanitizer among them. */
 async function runVectors(schedule, variant, packing) {
   const counts = { passed: 0, failed: 0, notYet: 0, reports: 0 }, env = { ...hostEnvironment(schedule, variant), TOKENLOOM_DEVICE: "cuda" };
-  const families = ["attention", "kv", "reduce", "draft"], conformance = join(root, "dist", "esm", "cli", "conformance.js");
+  const families = flags.families.split(","), conformance = join(root, "dist", "esm", "cli", "conformance.js");
   for (const { stdout, stderr } of await Promise.all(families.map((family) => run([conformance, "--threads", "1", "--isa", packing, join(shared, "vectors", family)], { env })))) {
     for (const line of stdout.split("\n")) {
       if (line.startsWith("ok ")) counts.passed++;
