@@ -94,4 +94,5 @@ for (const name of chosen) {
 const results = join(root, "build", "faults");
 mkdirSync(results, { recursive: true });
 writeFileSync(join(results, "fuzz.json"), `${JSON.stringify({ name: "fuzz", figures: { ...total, corpusFiles: names.reduce((sum, name) => sum + readdirSync(join(root, "test", "fuzz", "corpus", name)).length, 0) } })}\n`);
+console.log(`${total.targets - total.findings} passed, ${total.findings} failed`);
 process.exit(total.findings > 0 ? 1 : 0);
