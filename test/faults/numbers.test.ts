@@ -98,13 +98,23 @@ t.test("sizes around 2^31 and 2^32 are planned without a wrap, and refused polit
   t.equal(before.tensors < 2 ** 30, true);
   let bytes = 0;
   if (scale === "full") {
-    // More bytes than 32 bits count, one real patch behind them.
-    const [height, width, patch] = [65_536, 65_600, 32], pixels = zeros([1, height, width, 1], "u8");
-    bytes = pixels.data.length;
+    // As many elements as an array of Node 20 holds, twice what an int32 counts, one real patch at the end.
+    const [height, width, patch] = [65_536, 65_504, 32], pixels = zeros([1, height, width, 1], "u8");
     for (let y = height - patch; y < height; y++) for (let x = width - patch; x < width; x++) pixels.data[y * width + x] = (x + y) & 1;
     const entropies = (await ops.patchEntropy(pixels, { patch, base: 2 })).data;
     t.ok(Math.abs(entropies.at(-1)! - 1) < 1e-6, "the last patch has one bit");
     t.ok(entropies.subarray(0, -1).every((one) => one === 0), "all others none");
+    pixels.dispose();
+    // More bytes than 32 bits count: the one key that a query looks at lies behind them.
+    const keys = 2 ** 24 + 64, [query, key, value] = [zeros([1, 1, 1, 64]), zeros([1, 1, keys, 64]), zeros([1, 1, keys, 16])];
+    bytes = key.data.byteLength;
+    query.data.fill(1);
+    key.data.fill(10, 64 * (keys - 1));
+    value.data.fill(3, 16 * (keys - 1));
+    using seen = (await ops.attention(query, key, value, { scale: 1 })).out;
+    t.ok(bytes > 2 ** 32);
+    t.same([...seen.data], new Array(16).fill(3), "the value of the last key");
+    for (const one of [query, key, value]) one.dispose();
   }
   report("sizes", { largestPlanned: "2^40 elements", largestComputedBytes: bytes });
 });
