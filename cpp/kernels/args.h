@@ -94,7 +94,7 @@ struct QueryStatisticsArgs { View query, statistics; double skip; };
 struct CacheExpectedLogitsArgs { View statistics, rotation, cache, out; double layer, interleaved, scale, sinks, covariance; };
 
 // ---- cache_method.cpp
-// Rows of x [rows, n] as cache pages keep them, see KvLayout. bits 8: q [rows, n] signed bytes, scale [rows, 1]; bits 4: q [rows,
+// Rows of x [rows, n] in int8, as cache pages keep them, or in int4. bits 8: q [rows, n] signed bytes, scale [rows, 1]; bits 4: q [rows,
 // ⌈n / 2⌉] two a byte, low half first, scale and minimum [rows, ⌈n / 32⌉]. q u8; dequantized [rows, n].
 struct QuantizeRowsArgs { View x, q, scale, minimum, dequantized; double bits; };
 // key, value [heads, tokens, headDim], kept u8 [heads, tokens]; out = value with each token that is not kept merged into the

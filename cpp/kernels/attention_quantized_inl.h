@@ -12,6 +12,7 @@ struct QuantizedPanel {
   const KvPage* page = nullptr;
   KvLayout layout;
   int first = 0;  // of its tokens within the block
+  const std::byte* ahead = nullptr;  // as many bytes as are read now: fetched meanwhile
   const int8_t* keys() const { return reinterpret_cast<const int8_t*>(page->keys()); }
   const int8_t* values() const { return reinterpret_cast<const int8_t*>(page->values(layout)); }
 };
@@ -23,18 +24,21 @@ constexpr int64_t kMostQuantizedGroups = 16;                                   /
 
 static_assert(kPageSplit == 2 * kPageGroup && kPageGroup % kLanes == 0);
 
-// Other head dimensions go through a buffer.
-inline bool readInRegisters(int64_t headDim) { return headDim % (kQuantizedVectors * kLanes) == 0 && headDim % kPageSplit == 0 && headDim <= kMostQuantizedGroups * kPageGroup; }
+// Other head dimensions go through a buffer, and all of them where there are no vectors.
+constexpr bool kReadsInRegisters = kFusedMulAdd;
+inline bool readInRegisters(int64_t headDim) { return kReadsInRegisters && headDim % (kQuantizedVectors * kLanes) == 0 && headDim % kPageSplit == 0 && headDim <= kMostQuantizedGroups * kPageGroup; }
 
 // work(rows at a time, first row)
-template <typename Work> TL_INLINE void forQuantizedTiles(int rows, Work&& work) {
-  int r = 0;
-  for (; rows - r >= kQuantizedTile; r += kQuantizedTile) work(std::integral_constant<int, kQuantizedTile>{}, r);
-  if constexpr (kQuantizedTile > 3)
-    if (rows - r == 3) return work(std::integral_constant<int, 3>{}, r);
-  if constexpr (kQuantizedTile > 2)
-    if (rows - r == 2) return work(std::integral_constant<int, 2>{}, r);
-  if (rows - r == 1) work(std::integral_constant<int, 1>{}, r);
+template <typename Work> TL_INLINE void forQuantizedTiles([[maybe_unused]] int rows, [[maybe_unused]] Work&& work) {
+  if constexpr (kReadsInRegisters) {
+    int r = 0;
+    for (; rows - r >= kQuantizedTile; r += kQuantizedTile) work(std::integral_constant<int, kQuantizedTile>{}, r);
+    if constexpr (kQuantizedTile > 3)
+      if (rows - r == 3) return work(std::integral_constant<int, 3>{}, r);
+    if constexpr (kQuantizedTile > 2)
+      if (rows - r == 2) return work(std::integral_constant<int, 2>{}, r);
+    if (rows - r == 1) work(std::integral_constant<int, 1>{}, r);
+  }
 }
 
 template <int MR, int NV> TL_INLINE void loadSums(F32 (&sums)[MR][NV], const float* from, int64_t stride) {
@@ -58,9 +62,11 @@ template <int MR> void int8Scores(const float* query, const QuantizedPanel& pane
     loadSums(sums, nullptr, 0);
     const int8_t* k = panel.keys() + first * kLanes;
     const float* q = query;
-#pragma GCC unroll 2
-    for (int64_t d = 0; d < panel.layout.headDim; ++d, k += kPanelKeys, q += kRows)
+    for (int64_t d = 0; d < panel.layout.headDim; d += 2, k += 2 * kPanelKeys, q += 2 * kRows) {
+      prefetch(panel.ahead + d * kPanelKeys);
       multiplyTile(sums, [&](int r) { return q[r]; }, [&](int v) { return loadBytes(k + v * kLanes); });
+      multiplyTile(sums, [&](int r) { return q[kRows + r]; }, [&](int v) { return loadBytes(k + kPanelKeys + v * kLanes); });
+    }
     storeSums(sums, scores + first * kLanes, kBlockKeys);
   }
 }
@@ -81,6 +87,7 @@ template <int MR> void int4Scores(const float* query, const QuantizedPanel& pane
         minimum[v] = load(minima + group * kPageTokens + (first + v) * kLanes);
       }
       for (int64_t d = 0; d < kPageGroup; d += 2, k += kPanelKeys, q += 2 * kRows) {
+        prefetch(panel.ahead + (group * kPageGroup + d) / 2 * kPanelKeys);
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) {
           loadNibbles(k + v * kLanes, low[v], high[v]);
@@ -104,6 +111,7 @@ template <int MR> void int8Values(const float* weights, const QuantizedPanel& pa
     loadSums(sums, out + d, stride);
     for (int j = begin; j < end; ++j) {
       const int8_t* x = panel.values() + j * dim + d;
+      prefetch(panel.ahead + j * dim + d);
       multiplyTile(sums, [&](int r) { return weights[r * kBlockKeys + j]; }, [&](int v) { return loadBytes(x + v * kLanes); });
     }
     storeSums(sums, out + d, stride);
@@ -132,6 +140,7 @@ template <int MR> void int4Values(const float* weights, const QuantizedPanel& pa
     const auto* x = reinterpret_cast<const uint8_t*>(panel.values()) + byte;
     for (int j = begin; j < end; ++j) {
       F32 y[4];
+      prefetch(panel.ahead + j * bytes + byte);
       loadNibbles(x + j * bytes, y[0], y[1]);
       loadNibbles(x + j * bytes + kLanes, y[2], y[3]);
       y[0] = mulAdd(y[0], broadcast(scale[j]), broadcast(minimum[j]));

@@ -103,27 +103,6 @@ struct Int4Reader {
   static int64_t offset(int64_t d) { return d / 2; }
 };
 
-// A value of an int4 page; `scale` its first group's.
-struct PageInt4Reader {
-  const uint8_t* at;
-  const f16* scale;
-  KvLayout layout;
-  __attribute__((noinline)) F32 operator()(int64_t d, int part) const {
-    const f16* group = scale + d / kPageGroup * kPageTokens;
-    const F32 step = broadcast(toFloat(group[0])), minimum = broadcast(toFloat(group[layout.groups() * kPageTokens]));
-    if (layout.splitHalf(d) == kPageGroup) {  // a vector lies in one half of the bytes
-      F32 low, high;
-      loadNibbles(at + layout.valueByte(d), low, high);
-      return mulAdd(layout.valueInHighBits(d) ? high : low, step, minimum);
-    }
-    uint8_t lanes[kLanes] = {};
-    for (int i = 0; i < part; ++i) lanes[i] = layout.valueInHighBits(d + i) ? uint8_t(at[layout.valueByte(d + i)] >> 4) : uint8_t(at[layout.valueByte(d + i)] & 15);
-    const F32 value = mulAdd(loadBytes(lanes), step, minimum);
-    return part == kLanes ? value : select(firstLanes(part), value, zero());
-  }
-  static int64_t offset(int64_t d) { return d / 2; }
-};
-
 // What to fetch into the cache while a panel is loaded: the same keys' rows somewhere else. rows null = nothing.
 struct Ahead {
   const Rows* rows = nullptr;
@@ -264,10 +243,36 @@ inline void int8ValuesToPanel(const Source& source, int64_t first, int count, fl
 inline void int4ValuesToPanel(const Source& source, int64_t first, int count, float* panel) {
   const KvPage& page = *source.pages[first / kPanelKeys];
   const KvLayout layout = source.pageLayout(first / kPanelKeys);
-  const auto* from = reinterpret_cast<const uint8_t*>(page.values(layout));
-  spreadValues<PageInt4Reader>(source, count, Ahead{}, panel, [&](int j) {
-    return PageInt4Reader{from + j * layout.tokenBytes(), page.valueScales<f16>(layout) + j, layout};
-  });
+  const int64_t bytes = layout.tokenBytes();
+  alignas(64) float scale[kPanelKeys] = {}, minimum[kPanelKeys] = {};
+  for (int64_t d = 0; d < paddedDim(source.valueDim); d += kLanes) {
+    float* to = panel + d / kTileWidth * kPanelKeys * kTileWidth + d % kTileWidth;
+    const int part = int(std::clamp<int64_t>(source.valueDim - d, 0, kLanes)), tokens = part > 0 ? count : 0;
+    for (int j = tokens; j < kPanelKeys; ++j) store(to + j * kTileWidth, zero());
+    if (tokens == 0) continue;
+    const auto* from = reinterpret_cast<const uint8_t*>(page.values(layout));
+    const f16* scales = page.valueScales<f16>(layout) + d / kPageGroup * kPageTokens;
+    for (int v = 0; v < kPanelKeys; v += kLanes) {
+      store(scale + v, load(scales + v));
+      store(minimum + v, load(scales + layout.groups() * kPageTokens + v));
+    }
+    if (layout.splitHalf(d) == kPageGroup) {  // these dimensions lie in one half of their bytes
+      const bool inHigh = layout.valueInHighBits(d);
+      from += layout.valueByte(d);
+      for (int j = 0; j < tokens; ++j) {
+        F32 low, high;
+        loadNibbles(from + j * bytes, low, high);
+        store(to + j * kTileWidth, mulAdd(inHigh ? high : low, broadcast(scale[j]), broadcast(minimum[j])));
+      }
+      continue;
+    }
+    for (int j = 0; j < tokens; ++j) {
+      uint8_t lanes[kLanes] = {};
+      for (int i = 0; i < part; ++i) lanes[i] = uint8_t(from[j * bytes + layout.valueByte(d + i)] >> (layout.valueInHighBits(d + i) ? 4 : 0) & 15);
+      const F32 value = mulAdd(loadBytes(lanes), broadcast(scale[j]), broadcast(minimum[j]));
+      store(to + j * kTileWidth, part == kLanes ? value : select(firstLanes(part), value, zero()));
+    }
+  }
 }
 
 inline void loadValuePanel(const Source& source, int64_t first, int count, const Ahead& ahead, float* panel) {
@@ -347,11 +352,13 @@ struct PassingBlock : Block<float> {
     valueColumn = kPanelKeys * kTileWidth;
   }
   // Half a page, keys or values.
-  void fetchHalf(int64_t panel, bool valueHalf) const {
+  void fetchHalf(int64_t panel, bool valueHalf) {
     if (!source.pages || panel * kPanelKeys >= allKeys) return;
     const KvLayout layout = source.pageLayout(panel);
     const std::byte* half = valueHalf ? source.pages[panel]->values(layout) : source.pages[panel]->keys();
-    for (int64_t at = 0; at < layout.halfBytes(); at += 64) prefetch(half + at);
+    if (quantized.page) quantized.ahead = half;
+    else
+      for (int64_t at = 0; at < layout.halfBytes(); at += 64) prefetch(half + at);
     const std::byte* scales = valueHalf ? source.pages[panel]->valueScales<std::byte>(layout) : source.pages[panel]->keyScales<std::byte>(layout);
     for (int64_t at = 0; at < layout.scaleBytes(); at += 64) prefetch(scales + at);
   }
@@ -359,21 +366,21 @@ struct PassingBlock : Block<float> {
     nameScales(*this, p, source, key / kPanelKeys);
     const KvLayout layout = source.pages ? source.pageLayout(key / kPanelKeys) : KvLayout{};
     quantized = {};
-    if (inRegisters && isQuantized(layout.element)) quantized = {source.pages[key / kPanelKeys], layout, p * kPanelKeys};
+    if (inRegisters && isQuantized(layout.element)) quantized = {source.pages[key / kPanelKeys], layout, p * kPanelKeys, source.pages[key / kPanelKeys]->keys()};
     this->stored = quantized.page ? &quantized : nullptr;
     return quantized.page != nullptr;
   }
   void needKeys(int p) {
     const int64_t key = first + p * kPanelKeys;
+    const bool done = asStored(p, key);
     fetchHalf(key / kPanelKeys, true);
-    if (asStored(p, key)) return;
-    loadKeyPanel(source, key, int(std::min<int64_t>(allKeys - key, kPanelKeys)), Ahead{&source.values, key, allKeys}, space);
+    if (!done) loadKeyPanel(source, key, int(std::min<int64_t>(allKeys - key, kPanelKeys)), Ahead{&source.values, key, allKeys}, space);
   }
   void needValues(int p) {
     const int64_t key = first + p * kPanelKeys;
+    const bool done = asStored(p, key);
     fetchHalf(key / kPanelKeys + kBlockPanels, false);
-    if (asStored(p, key)) return;
-    loadValuePanel(source, key, int(std::min<int64_t>(allKeys - key, kPanelKeys)), Ahead{&source.keys, key + kBlockKeys, allKeys}, space);
+    if (!done) loadValuePanel(source, key, int(std::min<int64_t>(allKeys - key, kPanelKeys)), Ahead{&source.keys, key + kBlockKeys, allKeys}, space);
   }
   const Source& source;
   const int64_t first, allKeys;
