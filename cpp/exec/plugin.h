@@ -11,7 +11,7 @@
 
 namespace tl {
 
-constexpr uint32_t kPluginVersion = 2;
+constexpr uint32_t kPluginVersion = 3;  // one more whenever what is below changes, or a layout that both sides know: pages (kv.h), packed weights
 
 constexpr uint64_t opsFingerprint() {  // FNV-1a over names, operands and parameters of every op
   uint64_t hash = 0xcbf29ce484222325;
