@@ -47,9 +47,9 @@ export class Slicer {
     this.signal = signal;
   }
 
-  /** Whether the slice is used up. */
+  /** Whether the slice is used up, or the signal wants an end. */
   get due(): boolean {
-    return performance.now() >= (turnEnd ?? beginTurn());
+    return this.signal?.aborted === true || performance.now() >= (turnEnd ?? beginTurn());
   }
 
   /** Lets everything else run, then starts the next slice. Throws AbortError. */
