@@ -70,7 +70,7 @@ async function row(title, seconds, peerCase, unit, work, limit) {
   console.log(`| ${title} | ${rate.toFixed(2)} ${unit} | ${ofLimit ? percent(ofLimit) : ""} | ${peerRate ? peerRate.toFixed(2) : ""} | ${ratio ? `${ratio.toFixed(2)}×` : ""} |`);
 }
 
-const torch = await Torch.start("cuda.py"), limits = torch.version ? await torch.ask({ kind: "limits" }) : {};
+const torch = await Torch.start("on_gpu.py"), limits = torch.version ? await torch.ask({ kind: "limits" }) : {};
 console.log(`${cuda.name}, compute capability ${cuda.computeCapability}; ${limits.flops ? `at best ${(limits.flops / 1e12).toFixed(0)} TFLOP/s bf16, ${(limits.bandwidth / 1e9).toFixed(0)} GB/s` : "its limits are not known"}; PyTorch ${torch.version ?? "left out: no Python with torch that sees a GPU (set TOKENLOOM_PYTHON)"}`);
 console.log("\n| case | tokenloom | of the limit | PyTorch | ratio |\n|---|---|---|---|---|");
 
