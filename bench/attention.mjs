@@ -10,6 +10,7 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { memory, ops, systemInfo, tensor } from "tokenloom";
 import { machineLimits } from "./limits.mjs";
+import { bf16Bits, noise } from "./random.mjs";
 import { commit, machine } from "./report.mjs";
 import { Torch } from "./torch.mjs";
 
@@ -17,26 +18,18 @@ const here = dirname(fileURLToPath(import.meta.url));
 const { values: flags } = parseArgs({ options: { runs: { type: "string", default: "7" }, threads: { type: "string", default: String(systemInfo().cores) }, only: { type: "string", default: "prefill,decode,tree,variants" } } });
 const ranOn = machine(), runs = Number(flags.runs), threads = Number(flags.threads);
 
-function random(length, seed) {
-  let state = seed >>> 0;
-  return Float32Array.from({ length }, () => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    return state / 2 ** 31 - 1;
-  });
-}
-
 /** Element types: how floats are stored, and bytes an element. */
 const stores = {
   f32: { bytes: 4, make: (values, shape) => tensor(values, shape) },
-  bf16: { bytes: 2, make: (values, shape) => tensor(Uint16Array.from(new Uint32Array(values.buffer), (bits) => bits >>> 16), shape, "bf16") },
+  bf16: { bytes: 2, make: (values, shape) => tensor(bf16Bits(values), shape, "bf16") },
   int8: { bytes: 1, make: (values, shape) => tensor(Int8Array.from(values, (value) => Math.round(value * 127)), shape) },
 };
 
 function operands({ batch, heads, kvHeads, queries, keys, headDim, type }) {
-  const query = random(batch * heads * queries * headDim, 1), rest = [batch, kvHeads, keys, headDim], count = batch * kvHeads * keys * headDim;
+  const query = noise(batch * heads * queries * headDim, 1), rest = [batch, kvHeads, keys, headDim], count = batch * kvHeads * keys * headDim;
   const { make } = stores[type], scale = tensor(new Float32Array(batch * kvHeads * keys).fill(1 / 127), [batch, kvHeads, keys]);
   return {
-    query: stores[type === "int8" ? "f32" : type].make(query, [batch, heads, queries, headDim]), key: make(random(count, 2), rest), value: make(random(count, 3), rest),
+    query: stores[type === "int8" ? "f32" : type].make(query, [batch, heads, queries, headDim]), key: make(noise(count, 2), rest), value: make(noise(count, 3), rest),
     options: type === "int8" ? { quantized: { format: "int8", keyScale: scale, valueScale: scale } } : {},
   };
 }

@@ -14,6 +14,7 @@ import { Graph } from "#lib/graph/graph.js";
 import { native, storageCode } from "#lib/native.js";
 import { attention } from "#lib/ops/attention.js";
 import { matmul } from "#lib/ops/matmul.js";
+import { bf16Bits, noise } from "./random.mjs";
 import { commit, machine } from "./report.mjs";
 import { Torch } from "./torch.mjs";
 
@@ -25,16 +26,9 @@ if (!cuda.available) {
 }
 const repeats = tiny ? 4 : 32, device = "cuda", ranOn = machine();
 
-function random(length, seed) {
-  let state = seed >>> 0;
-  return Float32Array.from({ length }, () => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    return state / 2 ** 31 - 1;
-  });
-}
 const stores = {
   f32: (values) => values,
-  bf16: (values) => Uint16Array.from(new Uint32Array(values.buffer), (bits) => bits >>> 16),
+  bf16: bf16Bits,
   f16: (values) => Uint16Array.from(values, (value) => ((new Uint32Array(Float32Array.of(value * 2 ** -112).buffer)[0] >>> 13) & 0x7fff) | (value < 0 ? 0x8000 : 0)),
 };
 const onDevice = (values, shape, type) => tensor(stores[type](values), shape, type).to(device);
@@ -77,8 +71,8 @@ console.log("\n| case | tokenloom | of the limit | PyTorch | ratio |\n|---|---|-
 async function attentionRow(name, shape, causal, unit) {
   const { heads, kvHeads, queries, keys, headDim, type } = shape;
   const bindings = {
-    query: await onDevice(random(heads * queries * headDim, 1), [1, heads, queries, headDim], type), key: await onDevice(random(kvHeads * keys * headDim, 2), [1, kvHeads, keys, headDim], type),
-    value: await onDevice(random(kvHeads * keys * headDim, 3), [1, kvHeads, keys, headDim], type),
+    query: await onDevice(noise(heads * queries * headDim, 1), [1, heads, queries, headDim], type), key: await onDevice(noise(kvHeads * keys * headDim, 2), [1, kvHeads, keys, headDim], type),
+    value: await onDevice(noise(kvHeads * keys * headDim, 3), [1, kvHeads, keys, headDim], type),
   };
   const seconds = await secondsOf((_, { query, key, value }) => attention(query, key, value, { causal }).out, bindings);
   for (const one of Object.values(bindings)) one.dispose();
@@ -99,7 +93,7 @@ if (only.has("decode")) {
 if (only.has("matmul")) {
   const [outputs, columns] = tiny ? [64, 128] : [4096, 4096];
   for (const type of ["bf16", "f32"]) for (const n of tiny ? [1, 17] : [1, 16, 512, 4096]) {
-    const weight = await native.packWeight(random(outputs * columns, 4), columns, null, storageCode[type], 1, new Int32Array(1)), x = await onDevice(random(n * columns, 5), [n, columns], "f32");
+    const weight = await native.packWeight(noise(outputs * columns, 4), columns, null, storageCode[type], 1, new Int32Array(1)), x = await onDevice(noise(n * columns, 5), [n, columns], "f32");
     const seconds = await secondsOf((graph, inputs) => matmul(inputs.x, graph.weight("weight", { handle: weight.handle, rows: outputs, columns })), { x });
     x.dispose();
     native.release(weight.handle);
