@@ -28,18 +28,22 @@ class RunProgram : public Work {
       // All or nothing: the cache grows before the first op and counts the new tokens only after the last one.
       TL_TRY(cache->cache->reserve(step.newTokens));
     }
-    Status status = device ? runOnDevice() : runHere();
+    Status status = device ? runOnDevice() : inTurn(&RunProgram::runHere);
     if (!cache) return status;
-    if (!status) status = program->program.cache().kept >= 0 ? evict() : commit();
+    if (!status) status = program->program.cache().kept >= 0 ? inTurn(&RunProgram::evict) : commit();
     if (status) cache->cache->trim();  // the pages that the step was given
     return status;
   }
 
  private:
-  Status runHere() {
+  Status inTurn(Status (RunProgram::*work)(ThreadPool& pool)) {
     ThreadPool& pool = ThreadPool::shared();
     ThreadPool::Turn turn(pool, threads);
     if (!turn.ok()) return {Code::memory, "run", "threads", "out of memory for scratch"};
+    return (this->*work)(pool);
+  }
+
+  Status runHere(ThreadPool& pool) {
     std::byte* arena = SharedArena::ensure(program->program.arenaBytes());
     if (!arena) return {Code::memory, "run", "arena", "out of memory for the arena", program->program.arenaBytes(), 0};
     return program->program.run({activeTable(), pool, symbols.data(), bindings.data(), scalars.data(), arena, cancel});
@@ -80,10 +84,7 @@ class RunProgram : public Work {
     }
   }
 
-  Status evict() {
-    ThreadPool& pool = ThreadPool::shared();
-    ThreadPool::Turn turn(pool, threads);
-    if (!turn.ok()) return {Code::memory, "run", "threads", "out of memory for scratch"};
+  Status evict(ThreadPool& pool) {
     const CachePlan& plan = program->program.cache();
     KvCache& held = *cache->cache;
     const int64_t heads = int64_t(held.shape().layers) * held.shape().kvHeads, stride = symbols[size_t(plan.keptStride)];

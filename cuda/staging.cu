@@ -45,32 +45,31 @@ Status Staging::take(size_t& bytes, cudaStream_t stream, std::byte** out) {
   return {};
 }
 
-Status Staging::in(void* to, const void* from, size_t bytes, cudaStream_t stream) {
-  while (bytes > 0) {
-    size_t piece = bytes;
+// work(pinned, at, piece) for each piece [at, at + piece) of a copy.
+template <typename Work> Status Staging::inPieces(size_t bytes, cudaStream_t stream, Work work) {
+  for (size_t at = 0; at < bytes;) {
+    size_t piece = bytes - at;
     std::byte* pinned = nullptr;
     TL_TRY(take(piece, stream, &pinned));
-    std::memcpy(pinned, from, piece);
-    TL_TRY(recorder_.copy(to, pinned, piece, cudaMemcpyHostToDevice, stream));
-    to = static_cast<std::byte*>(to) + piece;
-    from = static_cast<const std::byte*>(from) + piece;
-    bytes -= piece;
+    TL_TRY(work(pinned, at, piece));
+    at += piece;
   }
   return {};
 }
 
+Status Staging::in(void* to, const void* from, size_t bytes, cudaStream_t stream) {
+  return inPieces(bytes, stream, [&](std::byte* pinned, size_t at, size_t piece) {
+    std::memcpy(pinned, static_cast<const std::byte*>(from) + at, piece);
+    return recorder_.copy(static_cast<std::byte*>(to) + at, pinned, piece, cudaMemcpyHostToDevice, stream);
+  });
+}
+
 Status Staging::out(void* to, const void* from, size_t bytes, cudaStream_t stream) {
-  while (bytes > 0) {
-    size_t piece = bytes;
-    std::byte* pinned = nullptr;
-    TL_TRY(take(piece, stream, &pinned));
-    TL_TRY(recorder_.copy(pinned, from, piece, cudaMemcpyDeviceToHost, stream));
-    slots_[slot_].owed.push_back({to, pinned, piece});
-    to = static_cast<std::byte*>(to) + piece;
-    from = static_cast<const std::byte*>(from) + piece;
-    bytes -= piece;
-  }
-  return {};
+  return inPieces(bytes, stream, [&](std::byte* pinned, size_t at, size_t piece) -> Status {
+    TL_TRY(recorder_.copy(pinned, static_cast<const std::byte*>(from) + at, piece, cudaMemcpyDeviceToHost, stream));
+    slots_[slot_].owed.push_back({static_cast<std::byte*>(to) + at, pinned, piece});
+    return {};
+  });
 }
 
 bool Staging::owes(const void* data, size_t bytes) const {

@@ -195,6 +195,11 @@ Status Device::copyIn(Lane& lane, void* to, const void* from, int64_t bytes) {
   return plugin_->copyIn(*lane.context, to, from, size_t(bytes));
 }
 
+Status Device::copyOut(Lane& lane, void* to, const void* from, int64_t bytes) {
+  out_.fetch_add(bytes, std::memory_order_relaxed);
+  return plugin_->copyOut(*lane.context, to, from, size_t(bytes));
+}
+
 Status Device::makeResident(Lane& lane, const Operand& operand, Resident& resident) {
   const bool packed = operand.dtype == DType::packed;
   const auto* weight = static_cast<const PackedWeight*>(operand.data);
@@ -244,7 +249,7 @@ Status Device::bind(Lane& lane, const Run& run, DeviceCache* cache, std::vector<
     if (operand.dtype == DType::cache) {
       operand.data = cache;
     } else if (Resident* resident = run.boundResidents[i]) {
-      operand.data = operand.dtype == DType::packed ? static_cast<void*>(&resident->weight) : resident->block->data();
+      operand.data = resident->data(operand.dtype);
     } else if (operand.dtype != DType::none && !run.there[i]) {
       TL_TRY(DeviceBlock::make(*this, "bindings", operand.bytes, blocks[i]));
       TL_TRY(copyIn(lane, blocks[i]->data(), operand.data, operand.bytes));
@@ -257,18 +262,14 @@ Status Device::bind(Lane& lane, const Run& run, DeviceCache* cache, std::vector<
 
 Status Device::execute(Lane& lane, const Run& run, std::vector<std::unique_ptr<DeviceBlock>>& blocks) {
   std::vector<Operand> constants = run.program.constants(), bindings;
-  for (size_t i = 0; i < constants.size(); ++i) {
-    Resident& resident = *run.residents[i];
-    constants[i].data = constants[i].dtype == DType::packed ? static_cast<void*>(&resident.weight) : resident.block->data();
-  }
+  for (size_t i = 0; i < constants.size(); ++i) constants[i].data = run.residents[i]->data(constants[i].dtype);
   const std::unique_ptr<CacheViews> views = run.step ? std::make_unique<CacheViews>(*run.step) : nullptr;
   TL_TRY(bind(lane, run, views ? &views->cache : nullptr, bindings, blocks));
   TL_TRY(ensureArena(lane, run.program.arenaBytes()));
   TL_TRY(run.program.runOn({plugin_->kernels, lane.context, constants.data(), run.symbols, bindings.data(), run.scalars, lane.arena->data(), run.cancel}));
   for (size_t i = 0; i < bindings.size(); ++i) {
     if (!blocks[i] || !run.program.writes(int32_t(i))) continue;
-    out_.fetch_add(run.bindings[i].bytes, std::memory_order_relaxed);
-    TL_TRY(plugin_->copyOut(*lane.context, run.bindings[i].data, blocks[i]->data(), size_t(run.bindings[i].bytes)));
+    TL_TRY(copyOut(lane, run.bindings[i].data, blocks[i]->data(), run.bindings[i].bytes));
   }
   return {};
 }
@@ -278,13 +279,7 @@ Status Device::copy(DeviceBlock& block, void* host, int64_t bytes, bool toDevice
   TL_TRY(takeLane(nullptr, lane));
   const LaneHold hold(*this, *lane);
   plugin_->begin(*lane->context, 0);
-  Status status;
-  if (toDevice) {
-    status = copyIn(*lane, block.data(), host, bytes);
-  } else {
-    out_.fetch_add(bytes, std::memory_order_relaxed);
-    status = plugin_->copyOut(*lane->context, host, block.data(), size_t(bytes));
-  }
+  const Status status = toDevice ? copyIn(*lane, block.data(), host, bytes) : copyOut(*lane, host, block.data(), bytes);
   const Status finished = plugin_->finish(*lane->context, !status);
   return status ? status : finished;
 }

@@ -38,6 +38,8 @@ class DeviceBlock {
 struct Resident {
   std::unique_ptr<DeviceBlock> block;
   DeviceWeight weight{};
+  // What kernels are given for an operand of this type.
+  void* data(DType dtype) { return dtype == DType::packed ? static_cast<void*>(&weight) : block->data(); }
 };
 
 class Device {
@@ -92,6 +94,7 @@ class Device {
   Status takeLane(const void* user, Lane*& lane);
   void giveLane(Lane& lane);
   Status copyIn(Lane& lane, void* to, const void* from, int64_t bytes);
+  Status copyOut(Lane& lane, void* to, const void* from, int64_t bytes);
   Status makeResident(Lane& lane, const Operand& operand, Resident& resident);
   Status makeResidents(Lane& lane, const Run& run);
   Status ensureArena(Lane& lane, int64_t bytes);

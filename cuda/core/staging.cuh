@@ -41,6 +41,7 @@ class Staging {
   };
   // A piece of pinned memory, at most `bytes` large.
   Status take(size_t& bytes, cudaStream_t stream, std::byte** out);
+  template <typename Work> Status inPieces(size_t bytes, cudaStream_t stream, Work work);
   static void pay(Slot& slot);
 
   Recorder& recorder_;
