@@ -41,25 +41,12 @@ template <typename Work> TL_INLINE void forQuantizedTiles([[maybe_unused]] int r
   }
 }
 
-template <int MR, int NV> TL_INLINE void loadSums(F32 (&sums)[MR][NV], const float* from, int64_t stride) {
-#pragma GCC unroll 16
-  for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) sums[r][v] = from ? load(from + r * stride + v * kLanes) : zero();
-}
-template <int MR, int NV> TL_INLINE void storeSums(const F32 (&sums)[MR][NV], float* to, int64_t stride) {
-#pragma GCC unroll 16
-  for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) store(to + r * stride + v * kLanes, sums[r][v]);
-}
-
 // query [headDim][kRows].
 template <int MR> void int8Scores(const float* query, const QuantizedPanel& panel, float* scores) {
   constexpr int NV = scoreWidth<MR>();
   for (int first = 0; first < kPanelVectors; first += NV) {
     F32 sums[MR][NV];
-    loadSums(sums, nullptr, 0);
+    zeroSums(sums);
     const int8_t* k = panel.keys() + first * kLanes;
     const float* q = query;
     for (int64_t d = 0; d < panel.layout.headDim; d += 2, k += 2 * kPanelKeys, q += 2 * kRows) {
@@ -77,7 +64,7 @@ template <int MR> void int4Scores(const float* query, const QuantizedPanel& pane
   const f16* minima = scales + panel.layout.groups() * kPageTokens;
   for (int first = 0; first < kPanelVectors; first += NV) {
     F32 sums[MR][NV], scale[NV], minimum[NV], low[NV], high[NV];
-    loadSums(sums, nullptr, 0);
+    zeroSums(sums);
     const auto* k = reinterpret_cast<const uint8_t*>(panel.keys()) + first * kLanes;
     const float* q = query;
     for (int64_t group = 0; group < panel.layout.groups(); ++group) {

@@ -129,6 +129,26 @@ template <int MR, int NV, typename Factor, typename Vector> TL_INLINE void multi
   }
 }
 
+// A tile's sums: zero, to registers, and back.
+template <int MR, int NV> TL_INLINE void zeroSums(F32 (&sums)[MR][NV]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; ++v) sums[r][v] = zero();
+}
+template <int MR, int NV> TL_INLINE void loadSums(F32 (&sums)[MR][NV], const float* from, int64_t stride) {
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; ++v) sums[r][v] = load(from + r * stride + v * kLanes);
+}
+template <int MR, int NV> TL_INLINE void storeSums(const F32 (&sums)[MR][NV], float* to, int64_t stride) {
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; ++v) store(to + r * stride + v * kLanes, sums[r][v]);
+}
+
 // Vectors of keys that a tile of MR rows takes at a time: wider where few rows would leave registers empty.
 template <int MR> constexpr int scoreWidth() {
   return MR * 2 <= kRows && 2 * kTileVectors <= kPanelVectors ? 2 * kTileVectors : kTileVectors;
@@ -140,10 +160,7 @@ TL_INLINE void scorePanel(const float* query, const T* keys, int64_t headDim, pt
   constexpr int NV = scoreWidth<MR>();
   for (int first = 0; first < kPanelVectors; first += NV) {
     F32 sums[MR][NV];
-#pragma GCC unroll 16
-    for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) sums[r][v] = zero();
+    zeroSums(sums);
     const T* k = keys + first * kLanes;
     const float* q = query;
 #pragma GCC unroll 4  // short loops are predicted to their end
@@ -151,10 +168,7 @@ TL_INLINE void scorePanel(const float* query, const T* keys, int64_t headDim, pt
       if constexpr (Ahead) fetch<NV * kLanes * int(sizeof(T))>(k, ahead);
       multiplyTile(sums, [&](int r) { return q[r]; }, [&](int v) { return load(k + v * kLanes); });
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) store(scores + r * kBlockKeys + (first + v) * kLanes, sums[r][v]);
+    storeSums(sums, scores + first * kLanes, kBlockKeys);
   }
 }
 
@@ -164,10 +178,7 @@ TL_INLINE void valueColumns(const float* weights, const Block<T>& block, int beg
   constexpr int NV = NC * kTileVectors;
   F32 sums[MR][NV];
   out += column * kTileWidth;
-#pragma GCC unroll 16
-  for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 16
-    for (int v = 0; v < NV; ++v) sums[r][v] = load(out + r * stride + v * kLanes);
+  loadSums(sums, out, stride);
   for (int panel = begin / kPanelKeys; panel * kPanelKeys < end; ++panel) {
     const int from = std::max(begin - panel * kPanelKeys, 0), to = std::min(end - panel * kPanelKeys, kPanelKeys);
     const T* v0 = block.values[panel] + from * block.valueRow + column * block.valueColumn;
@@ -180,10 +191,7 @@ TL_INLINE void valueColumns(const float* weights, const Block<T>& block, int beg
                    [&](int v) { return load(v0 + (v / kTileVectors) * block.valueColumn + (v % kTileVectors) * kLanes); });
     }
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 16
-    for (int v = 0; v < NV; ++v) store(out + r * stride + v * kLanes, sums[r][v]);
+  storeSums(sums, out, stride);
 }
 
 // Column groups that MR rows take at a time.

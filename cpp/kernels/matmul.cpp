@@ -18,7 +18,6 @@ constexpr int kManyGroups = 4;                                   // groups of a 
 constexpr int64_t kSpreadBelow = 32;                             // fewer tokens: bound by memory rather than arithmetic
 constexpr int64_t kTokenBlock = 64;                              // tokens whose activations and outputs stay close under all weights
 constexpr int64_t kChunkBytes = 16384;                           // weights of a tile that stay in L1 under all tokens
-constexpr int64_t kAheadBytes = 3072;                            // what a stream fetches before it is read: the processor alone fetches too late
 
 // ---- Where a tile's weights come from. A block gives vector pairs (v, v + 4), v = 0 … 3, and scales a part.
 

@@ -12,7 +12,6 @@ constexpr int64_t kTokenBlock = 48;                               // tokens whos
 constexpr int64_t kChunkBytes = 16384;                            // weights of a tile that stay in L1 under all tokens
 constexpr int64_t kSumsFloats = kTokenBlock * kGroups * kLanes;    // of scratch; then come the tokens' panels
 constexpr int64_t kSpreadBelow = 48;                              // fewer tokens: bound by memory rather than arithmetic
-constexpr int64_t kAheadBytes = 3072;                             // what a stream fetches before it is read
 
 // One unit of work: some groups by a range of tokens.
 struct Unit {

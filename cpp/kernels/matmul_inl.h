@@ -8,6 +8,8 @@
 
 namespace tl::TL_TARGET {
 
+constexpr int64_t kAheadBytes = 3072;  // what a stream of weights fetches before it is read: the processor alone fetches too late
+
 // Operands after all checks; strides in elements, those of x in bytes.
 struct MatmulRows {
   const PackedWeight* weight;
