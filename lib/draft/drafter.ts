@@ -1,6 +1,6 @@
 /**
  * How drafting fits into a generation. A Drafter is what a user names in the session's options; the session opens one state of it.
- * Each step, with `tokens` all the tokens it holds (the last one decided but not cached yet):
+ * Each step that drafts, with `tokens` all the tokens it holds (the last one decided but not cached yet):
  *
  *   1. `tree = state.propose(tokens, most)`, and `tree = size.fit(tree)` of draft/size.ts: how much of it pays;
  *   2. one forward pass over tree.tokens at tree.positions(cached), each node seeing the cache and its ancestors (treeMask or
@@ -44,7 +44,7 @@ export interface DraftState extends Disposable {
   readonly stateBytes: number;
   /** A tree of at most `nodes` nodes whose root is the last of `tokens`; the root alone where nothing comes to mind. */
   propose(tokens: readonly number[], nodes: number): DraftTree | Promise<DraftTree>;
-  /** Called after each step, once the accepted tokens have joined the text; also after steps without a proposal. */
+  /** Called after each step that was preceded by propose(), once the accepted tokens have joined the text. Where drafts do not pay, steps pass without either. */
   learn(step: DraftStep): void;
   /** The session gave back all but the first `length` tokens. What was learnt from them may stay. */
   rewind(length: number): void;

@@ -32,7 +32,7 @@ import { OpenSessions } from "./open-sessions.js";
 import { scoreIds, scoreTokens, type Score, type ScoreOptions } from "./score.js";
 import { Session, type SessionOptions } from "./session.js";
 import { chunkTokens, Sequence } from "./sequence.js";
-import { draftNodes, measureDraftCosts } from "./speculation.js";
+import { draftNodes, measureDraftCosts, type DraftCosts } from "./speculation.js";
 
 export interface LoadProgress {
   readonly stage: "fetch" | "read" | "tokenizer" | "weights";
@@ -134,7 +134,7 @@ export class LanguageModel implements Disposable {
   /** One a policy, for as long as that is in use: servers make a policy for each session. */
   private readonly evictions = new WeakMap<CachePolicy, Eviction>();
   private evictionsMade: WeakRef<Eviction>[] = [];
-  private readonly costs = new Map<number, Promise<Float64Array>>();
+  private readonly costs = new Map<string, Promise<DraftCosts>>();
   /** Sessions that are open. @internal */
   readonly sessions = new OpenSessions<Session>();
 
@@ -205,11 +205,12 @@ export class LanguageModel implements Disposable {
     };
   }
 
-  /** costs[n − 1]: a step over a draft tree of n nodes, compared with one of a single node; measured at first use. @internal */
-  draftCosts(threads: number): Promise<Float64Array> {
-    let costs = this.costs.get(threads);
-    if (!costs) this.costs.set(threads, (costs = measureDraftCosts(this, threads)));
-    costs.catch(() => this.costs.delete(threads));
+  /** What a step over a draft tree costs: see measureDraftCosts(). Measured at first use. @internal */
+  draftCosts(threads: number, top: number): Promise<DraftCosts> {
+    const key = `${threads} ${top}`;
+    let costs = this.costs.get(key);
+    if (!costs) this.costs.set(key, (costs = measureDraftCosts(this, threads, top)));
+    costs.catch(() => this.costs.delete(key));
     return costs;
   }
 

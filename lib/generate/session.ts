@@ -11,7 +11,7 @@ import { checkCallback, checkOptions, checkPrompt, isMessages, type CheckedOptio
 import type { LanguageModel } from "./model.js";
 import { filterPrompt } from "./filter.js";
 import { Sequence, type Drawn, type SequenceSettings } from "./sequence.js";
-import { draftNodes, Speculation, type DraftStatistics, type VerifiedDraft } from "./speculation.js";
+import { draftNodes, Speculation, type DraftStatistics, type Proposal, type VerifiedDraft } from "./speculation.js";
 import { StopFilter } from "./text.js";
 
 /** A piece of generated text: whole characters, the tokens that made it, and their log-probability (natural, summed). */
@@ -331,11 +331,21 @@ export class Session implements Disposable {
   }
 
   private async speculate(speculation: Speculation, options: CheckedOptions): Promise<readonly Drawn[]> {
-    const { sequence } = this, { proposed, tree } = await speculation.propose(sequence.tokens, (depth) => sequence.draftDepth(depth));
-    const started = performance.now(), { topTokens } = speculation.state;
-    const draft = await sequence.draftStep(tree, options, topTokens);
-    speculation.learn(proposed, draft, performance.now() - started);
-    this.options.onDraft?.(draft);
+    const { sequence } = this, proposal = await speculation.propose(sequence.tokens, (depth) => sequence.draftDepth(depth)), started = performance.now();
+    if (!proposal || proposal.plain) {
+      sequence.forgetDraft();
+      const drawn = await sequence.step(options), forwardMs = performance.now() - started;
+      if (!proposal) speculation.skip(forwardMs);
+      else this.learn(speculation, proposal, { tree: proposal.tree, path: Int32Array.of(0), accepted: Int32Array.of(drawn[0]!.token) }, forwardMs);
+      return drawn;
+    }
+    const draft = await sequence.draftStep(proposal.tree, options, speculation.state.topTokens);
+    this.learn(speculation, proposal, draft, performance.now() - started);
     return draft.drawn;
+  }
+
+  private learn(speculation: Speculation, proposal: Proposal, draft: VerifiedDraft, forwardMs: number): void {
+    speculation.learn(proposal, draft, forwardMs);
+    this.options.onDraft?.(draft);
   }
 }

@@ -32,32 +32,40 @@ export interface VerifiedDraft {
   readonly top?: TopTokens | undefined;
 }
 
-/** Steps after which a drafter that took more time than it saved is asked again: doubled each time, up to the second number. */
-const firstPause = 8, mostPause = 256;
-/** How much of a plain step's time drafting may lose, on average, before it pauses. */
-const tolerated = 0.01;
+/** Steps without drafts after drafting has lost: doubled while it goes on losing, from the first number to the second. */
+const firstPause = 8, mostPause = 32;
+/** Plain steps that drafting may lose before it pauses, and what a good stretch sets aside for a bad one. */
+const mostLoss = 0.5, mostSaved = 2;
 
-/** Whether asking the drafter pays for the time it takes itself: TreeSize only knows what forward passes cost. */
+/** Whether drafting pays, with all the time that it takes: TreeSize only weighs one tree against another. */
 class Patience {
-  private gain = 0;
-  private asked = 0;
+  private balance = 0;
   private pause = firstPause;
   private left = 0;
 
-  /** Whether to ask now. */
+  /** Whether to draft now. */
   ask(): boolean {
     return this.left === 0 || --this.left === 0;
   }
 
   /** `gain`: plain steps saved by the last proposal, its own time taken off. */
   observe(gain: number): void {
-    this.gain = this.asked++ === 0 ? gain : 0.8 * this.gain + 0.2 * gain;
-    if (this.gain > 0) this.pause = firstPause;
-    if (this.asked < 4 || this.gain >= -tolerated) return;
+    this.balance = Math.min(mostSaved, this.balance + gain);
+    if (this.balance >= mostSaved) this.pause = firstPause;
+    if (this.balance >= -mostLoss) return;
     this.left = this.pause;
     this.pause = Math.min(2 * this.pause, mostPause);
-    this.asked = 0;
+    this.balance = 0;
   }
+}
+
+/** What a drafter proposed, the part of it that pays, and how long it took. */
+export interface Proposal {
+  readonly proposed: DraftTree;
+  readonly tree: DraftTree;
+  readonly draftMs: number;
+  /** The tree is its root alone, and nothing is to be learnt from its logits: a plain step does. */
+  readonly plain: boolean;
 }
 
 /** Drafts of one session: what to propose, how much of it to verify, what was learnt. */
@@ -65,8 +73,9 @@ export class Speculation implements Disposable {
   readonly state: DraftState;
   private size: TreeSize | undefined;
   private readonly patience = new Patience();
+  private rootCost = 1;
+  /** Time of a plain step of late, 0 before the first one. */
   private plainMs = 0;
-  private lastDraftMs: number | undefined;
   private counts = { steps: 0, nodes: 0, tokens: 0, draftMs: 0, forwardMs: 0 };
 
   constructor(private readonly model: LanguageModel, drafter: Drafter, private readonly nodes: number | undefined, private readonly threads: number) {
@@ -76,39 +85,57 @@ export class Speculation implements Disposable {
   /** Forgets the figures of the last generation; measures the cost of trees where that has not been done. */
   async start(): Promise<void> {
     this.counts = { steps: 0, nodes: 0, tokens: 0, draftMs: 0, forwardMs: 0 };
-    if (this.nodes === undefined) this.size ??= new TreeSize(await this.model.draftCosts(this.threads));
+    if (this.nodes !== undefined || this.size) return;
+    const { root, trees } = await this.model.draftCosts(this.threads, this.state.topTokens);
+    this.rootCost = root;
+    this.size = new TreeSize(trees);
   }
 
-  /** What to verify next, behind `tokens`; `proposed` is all that came to mind. `allowed` says how deep a tree of some depth may be. */
-  async propose(tokens: readonly number[], allowed: (depth: number) => number): Promise<{ proposed: DraftTree; tree: DraftTree }> {
-    const started = performance.now(), most = Math.min(this.nodes ?? this.size!.most, draftNodes);
-    const asked = most > 1 && allowed(1) > 0 && (this.nodes !== undefined || this.patience.ask());
-    let proposed = asked ? await this.state.propose(tokens, most) : DraftTree.chain([tokens.at(-1)!]);
+  /**
+   * What to verify next, behind `tokens`; `proposed` is all that came to mind. `allowed` says how deep a tree of some depth may be.
+   * Undefined: a plain step, as drafts do not pay at present, or there are none and nothing to be learnt without them.
+   */
+  async propose(tokens: readonly number[], allowed: (depth: number) => number): Promise<Proposal | undefined> {
+    const started = performance.now(), { size, state } = this, most = Math.min(this.nodes ?? size!.most, draftNodes);
+    if (size && !this.patience.ask()) return undefined;
+    let proposed = most > 1 && allowed(1) > 0 ? await state.propose(tokens, most) : DraftTree.chain([tokens.at(-1)!]);
     proposed = proposed.shallow(allowed(proposed.depths.at(-1)!)); // breadth first: the last node is the deepest
-    const tree = this.size ? this.size.fit(proposed) : proposed.best(most);
-    const took = performance.now() - started;
-    this.lastDraftMs = asked ? took : undefined;
-    this.counts.draftMs += took;
-    return { proposed, tree };
+    const tree = size ? size.fit(proposed) : proposed.best(most), draftMs = performance.now() - started;
+    this.counts.draftMs += draftMs;
+    return { proposed, tree, draftMs, plain: tree.size === 1 && state.topTokens === 0 };
   }
 
-  learn(proposed: DraftTree, draft: VerifiedDraft, forwardMs: number): void {
-    const started = performance.now(), { counts } = this;
-    this.size?.observe(proposed, draft.tree.size, draft.accepted);
+  /** After a step over `proposal.tree`, or a plain one in its place. */
+  learn({ proposed, draftMs, plain }: Proposal, draft: VerifiedDraft, forwardMs: number): void {
+    const started = performance.now(), { size } = this, { tree, accepted } = draft;
+    size?.observe(proposed, tree.size, accepted);
     this.state.learn(draft);
-    this.weigh(draft, forwardMs);
-    counts.steps++;
-    counts.nodes += draft.tree.size;
-    counts.tokens += draft.accepted.length;
-    counts.forwardMs += forwardMs;
-    counts.draftMs += performance.now() - started;
+    const learnMs = performance.now() - started;
+    this.counts.draftMs += learnMs;
+    this.count(tree.size, accepted.length, forwardMs);
+    if (!size) return;
+    const expected = (plain ? 1 : this.rootCost) * size.costOf(tree.size);
+    if (tree.size === 1) this.timePlain(forwardMs / expected);
+    // What the step took tells of longer caches and other loads, within bounds: it may just have been held up.
+    const plainMs = this.plainMs || forwardMs / expected, cost = Math.min(Math.max(forwardMs / plainMs, expected / 2), 2 * expected);
+    this.patience.observe(accepted.length - cost - (draftMs + learnMs) / plainMs);
   }
 
-  private weigh({ tree, accepted }: VerifiedDraft, forwardMs: number): void {
-    if (!this.size) return;
-    const cost = this.size.costOf(tree.size), plain = forwardMs / cost;
-    this.plainMs = this.plainMs === 0 ? plain : 0.9 * this.plainMs + 0.1 * plain;
-    if (this.lastDraftMs !== undefined) this.patience.observe(accepted.length - cost - this.lastDraftMs / this.plainMs);
+  /** After a plain step without a proposal. */
+  skip(forwardMs: number): void {
+    this.timePlain(forwardMs);
+    this.count(1, 1, forwardMs);
+  }
+
+  private timePlain(ms: number): void {
+    this.plainMs = this.plainMs === 0 ? ms : 0.9 * this.plainMs + 0.1 * Math.min(ms, 2 * this.plainMs);
+  }
+
+  private count(nodes: number, tokens: number, forwardMs: number): void {
+    this.counts.steps++;
+    this.counts.nodes += nodes;
+    this.counts.tokens += tokens;
+    this.counts.forwardMs += forwardMs;
   }
 
   statistics(): DraftStatistics {
@@ -123,30 +150,43 @@ export class Speculation implements Disposable {
 
 const measuredNodes = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32], measuredPast = 64, rounds = 6;
 
+/** What steps over draft trees cost, the `top` largest logits of each node kept. */
+export interface DraftCosts {
+  /** A step over a root alone, in plain steps: 1, or more where it is to be learnt from. */
+  readonly root: number;
+  /** trees[n − 1]: a step over n nodes, in steps over a root alone. */
+  readonly trees: Float64Array;
+}
+
 /** Best of a few steps over trees of some sizes, straight lines in between and beyond: another load of the machine is not to count. */
-export async function measureDraftCosts(model: LanguageModel, threads: number): Promise<Float64Array> {
+export async function measureDraftCosts(model: LanguageModel, threads: number, top: number): Promise<DraftCosts> {
   using sequence = new Sequence(model, { threads });
   const options = checkOptions({ temperature: 0, seed: 0 });
   for (let i = 0; i < Math.min(measuredPast, model.contextLength - 2); i++) sequence.tokens.push(i % model.config.vocabulary);
   await sequence.step(options);
-  const best = new Map(measuredNodes.map((nodes) => [nodes, Infinity])), kept = sequence.tokens.length;
+  const best = new Map<number, number>(), kept = sequence.tokens.length;
+  const time = async (nodes: number, step: () => Promise<unknown>): Promise<void> => {
+    const started = performance.now();
+    await step();
+    best.set(nodes, Math.min(best.get(nodes) ?? Infinity, performance.now() - started));
+    sequence.keepFirst(kept);
+    sequence.leaveLast();
+  };
   for (let round = 0; round < rounds; round++) {
+    await time(0, () => sequence.step(options));
     for (const nodes of measuredNodes) {
       // A root and its children: the deepest accepted path is short, and the shape does not change the cost.
       const tree = new DraftTree(Int32Array.from({ length: nodes }, (_, i) => (i === 0 ? sequence.tokens.at(-1)! : (i * 7) % model.config.vocabulary)), Int32Array.from({ length: nodes }, (_, i) => (i === 0 ? -1 : 0)));
-      const started = performance.now();
-      await sequence.draftStep(tree, options, 0);
-      best.set(nodes, Math.min(best.get(nodes)!, performance.now() - started));
-      sequence.keepFirst(kept);
+      await time(nodes, () => sequence.draftStep(tree, options, top));
     }
   }
-  const one = best.get(1)!, costs = new Float64Array(draftNodes);
+  const one = top === 0 ? best.get(0)! : Math.max(best.get(0)!, best.get(1)!), trees = new Float64Array(draftNodes);
+  best.set(1, one); // without logits to learn from, a root alone takes a plain step
   measuredNodes.forEach((high, i) => {
-    const low = measuredNodes[i - 1] ?? 0, from = best.get(low) ?? one, to = best.get(high)!;
-    for (let n = low + 1; n <= high; n++) costs[n - 1] = (from + ((to - from) * (n - low)) / (high - low)) / one;
+    const low = measuredNodes[i - 1] ?? 0, to = best.get(high)!, from = best.get(low || high)!;
+    for (let n = low + 1; n <= high; n++) trees[n - 1] = (from + ((to - from) * (n - low)) / (high - low)) / one;
   });
-  costs[0] = 1;
-  const [before, largest] = measuredNodes.slice(-2) as [number, number], slope = (costs[largest - 1]! - costs[before - 1]!) / (largest - before);
-  for (let n = largest + 1; n <= draftNodes; n++) costs[n - 1] = costs[largest - 1]! + slope * (n - largest);
-  return costs;
+  const [before, largest] = measuredNodes.slice(-2) as [number, number], slope = (trees[largest - 1]! - trees[before - 1]!) / (largest - before);
+  for (let n = largest + 1; n <= draftNodes; n++) trees[n - 1] = trees[largest - 1]! + slope * (n - largest);
+  return { root: one / best.get(0)!, trees };
 }
