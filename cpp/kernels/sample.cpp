@@ -217,7 +217,7 @@ Status topK(const TopKArgs& args, Context& context) {
         values.row(i)[j] = candidates[j].value;
         indices.as<int32_t>()[i * indices.rowStride() + j] = candidates[j].index;
       }
-      if (args.logSumExp.present()) args.logSumExp.as<float>()[i] = float(logSumExp(row, logits.width));
+      if (args.logSumExp.present()) args.logSumExp.as<float>()[i] = float(logSumExp(row, logits.width, maximum));
     }
   });
   return spoiled.load() ? Status{Code::numeric, "topK", "logits", "has NaN"} : Status{};

@@ -49,12 +49,12 @@ inline double sumOfExp(const float* x, int64_t n, float shift) {
   return sum;
 }
 
-// log Σ exp(x); −infinity for a row of only −infinity, NaN where an element is NaN or +infinity.
-inline double logSumExp(const float* x, int64_t n) {
-  const float largest = rowMaximum(x, n);
+// log Σ exp(x), from its largest element where that is known; −infinity for a row of only −infinity, NaN where an element is NaN or +infinity.
+inline double logSumExp(const float* x, int64_t n, float largest) {
   if (largest == -std::numeric_limits<float>::infinity()) return double(largest);
   return double(largest) + std::log(sumOfExp(x, n, largest));
 }
+inline double logSumExp(const float* x, int64_t n) { return logSumExp(x, n, rowMaximum(x, n)); }
 
 inline int64_t firstEqual(const float* x, int64_t n, float value) {
   const F32 wanted = broadcast(value);
