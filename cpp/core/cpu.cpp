@@ -38,7 +38,7 @@ Registers cpuid(uint32_t leaf, uint32_t subleaf) {
 }
 
 uint64_t enabledState() {
-#if defined(_MSC_VER)
+#if defined(_MSC_VER) && !defined(__clang__)
   return _xgetbv(0);
 #else
   uint32_t low, high;

@@ -1,6 +1,8 @@
 #include "device.h"
 
+#if !defined(_WIN32)
 #include <dlfcn.h>
+#endif
 
 #include <cerrno>
 #include <cstdlib>
@@ -21,6 +23,12 @@ bool byteLimit(int64_t& limit) {
   return errno == 0 && *end == 0 && limit > 0;
 }
 
+#if defined(_WIN32)
+DevicePluginEntry libraryEntry(std::string& reason) {
+  reason = "there is no CUDA library for Windows yet";
+  return nullptr;
+}
+#else
 std::string libraryPath() {
   if (const char* given = std::getenv("TOKENLOOM_CUDA_LIBRARY"); given && *given) return given;
   Dl_info self;
@@ -29,6 +37,20 @@ std::string libraryPath() {
   const size_t slash = path.rfind('/');
   return (slash == std::string::npos ? std::string() : path.substr(0, slash + 1)) + "tokenloom_cuda.so";
 }
+
+// Where the library begins; null with the reason.
+DevicePluginEntry libraryEntry(std::string& reason) {
+  const std::string path = libraryPath();
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!library) {
+    reason = std::string("its library was not loaded: ") + dlerror();
+    return nullptr;
+  }
+  const auto entry = reinterpret_cast<DevicePluginEntry>(dlsym(library, kDevicePluginEntry));
+  if (!entry) reason = path + " is no library of tokenloom";
+  return entry;
+}
+#endif
 
 // How the CPU keeps int8 weight bytes: see kByteBias in cpp/simd.
 uint8_t byteBias(Isa isa) { return isa == Isa::avx512 || isa == Isa::avx512bf16 ? 0x80 : 0; }
@@ -80,16 +102,11 @@ Device* Device::cuda(std::string& why) {
       reason = "TOKENLOOM_DEVICE_MEMORY is no positive number of bytes";
       return nullptr;
     }
-    const std::string path = libraryPath();
-    void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (!library) {
-      reason = std::string("its library was not loaded: ") + dlerror();
-      return nullptr;
-    }
-    const auto entry = reinterpret_cast<DevicePluginEntry>(dlsym(library, kDevicePluginEntry));
-    const DevicePlugin* plugin = entry ? entry(kPluginVersion, opsFingerprint()) : nullptr;
+    const DevicePluginEntry entry = libraryEntry(reason);
+    if (!entry) return nullptr;
+    const DevicePlugin* plugin = entry(kPluginVersion, opsFingerprint());
     if (!plugin) {
-      reason = path + (entry ? " was built from other sources than this addon" : " is no library of tokenloom");
+      reason = "its library was built from other sources than this addon";
       return nullptr;
     }
     auto* device = new Device();  // never destroyed, like the thread pool
