@@ -1,5 +1,6 @@
 import { execFile } from "node:child_process";
 import { createRequire } from "node:module";
+import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import t from "tap";
 import * as esm from "tokenloom";
@@ -22,7 +23,7 @@ t.test("required from CommonJS, a model answers", async (t) => {
       for await (const piece of session.generate("Once", { maxTokens: 5 })) tokens += piece.tokens.length;
       console.log(tokens);
     })();`;
-  const { stdout } = await run(process.execPath, ["-e", code], { cwd: new URL("../..", import.meta.url).pathname });
+  const { stdout } = await run(process.execPath, ["-e", code], { cwd: fileURLToPath(new URL("../..", import.meta.url)) });
   t.equal(stdout.trim(), "5");
 });
 
@@ -51,7 +52,7 @@ t.test("in worker threads, several at once, ended in the middle", async (t) => {
       })();
     }`;
   const { writeFile, rm } = await import("node:fs/promises");
-  const path = new URL("../worker-test.cjs", import.meta.url).pathname;
+  const path = fileURLToPath(new URL("../worker-test.cjs", import.meta.url));
   await writeFile(path, code);
   try {
     const { stdout } = await run(process.execPath, [path], { timeout: 60_000 });
@@ -70,7 +71,7 @@ t.test("the process exits in mid-generation without a complaint", async (t) => {
       for await (const piece of session.generate("Once upon a time")) if (++seen === 3) setImmediate(() => process.exit(0));
     })();`;
   for (let i = 0; i < 5; i++) {
-    const { stderr } = await run(process.execPath, ["-e", code], { cwd: new URL("../..", import.meta.url).pathname });
+    const { stderr } = await run(process.execPath, ["-e", code], { cwd: fileURLToPath(new URL("../..", import.meta.url)) });
     t.equal(stderr, "");
   }
 });

@@ -1,6 +1,7 @@
 import { mkdtemp, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import t from "tap";
 import { ArgumentError, loadModel, ModelFormatError, NumericError, TokenloomError, type LanguageModel } from "tokenloom";
 import { openModel } from "#lib/models/open.js";
@@ -9,7 +10,7 @@ import fc from "../support/property.js";
 
 const folder = await mkdtemp(join(tmpdir(), "tokenloom-hostile-"));
 t.after(() => rm(folder, { recursive: true, force: true }));
-const tinyPath = new URL("../../../models/tiny.gguf", import.meta.url).pathname;
+const tinyPath = fileURLToPath(new URL("../../../models/tiny.gguf", import.meta.url));
 const tiny = await readFile(tinyPath);
 
 async function write(name: string, bytes: Uint8Array | string): Promise<string> {

@@ -1,3 +1,4 @@
+import { fileURLToPath } from "node:url";
 import t from "tap";
 import { ModelFormatError } from "tokenloom";
 import type { ModelFile } from "#lib/models/file.js";
@@ -5,7 +6,7 @@ import { openModel } from "#lib/models/open.js";
 import { WeightLoader } from "#lib/models/weights.js";
 import { settledMemory } from "../support/leaks.js";
 
-const file = await openModel(new URL("../../../models/tiny.gguf", import.meta.url).pathname);
+const file = await openModel(fileURLToPath(new URL("../../../models/tiny.gguf", import.meta.url)));
 
 /** The same file with tensors that seem to lie behind its end. */
 function moved(...names: readonly string[]): ModelFile {
