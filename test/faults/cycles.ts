@@ -59,7 +59,7 @@ await read(model.session(), "Once", { maxTokens: 2 });
 await life["ops"]!();
 for (let i = 0; i < 5; i++) await collect(Infinity, Infinity);
 const start = memory();
-await live(Math.max(20, count / 4)); // what the process and its allocator need once
+await live(kind.endsWith("models") ? count : Math.max(20, count / 4)); // what the process and its allocator need once
 const first = process.memoryUsage(), { rss: before } = first;
 await live(count);
 const { rss: after } = process.memoryUsage(), end = memory();

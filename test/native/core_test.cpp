@@ -184,6 +184,30 @@ TEST(Memory, FailsTheNthAllocation) {
   EXPECT_EQ(allocationsSoFar(), so + 1);
 }
 
+// Weights share slabs of 32 MB: what one model leaves beside another's weights is where the next one's go, whatever the order.
+TEST(Memory, WeightsGoWhereOthersWere) {
+  constexpr size_t kSlab = size_t(32) << 20, kPart = size_t(1) << 20;
+  const Buffer kept(kPart, Owner::weight);
+  std::vector<uint32_t> order = {0, 1, 2, 3, 4};
+  uint64_t seed = 1;
+  for (int life = 0; life < 200; ++life) {
+    std::vector<Buffer> model;
+    for (size_t i = 0; i < order.size(); ++i) {
+      model.emplace_back(kPart + i * 64, Owner::weight);
+      std::memset(model[i].as<>(), int(i), model[i].bytes());
+      const auto distance = reinterpret_cast<intptr_t>(model[i].as<>()) - reinterpret_cast<intptr_t>(kept.as<>());
+      ASSERT_LT(size_t(std::abs(distance)), kSlab) << "life " << life;
+    }
+    for (size_t i = 0; i < order.size(); ++i)  // none lies on another
+      for (size_t at = 0; at < model[i].bytes(); at += 4096) ASSERT_EQ(model[i].as<uint8_t>()[at], i);
+    for (size_t i = order.size() - 1; i > 0; --i) {
+      seed = seed * 6364136223846793005u + 1442695040888963407u;
+      std::swap(order[i], order[(seed >> 33) % (i + 1)]);
+    }
+    for (const uint32_t i : order) Buffer(std::move(model[i]));
+  }
+}
+
 // ---- pool.h
 
 // Every number of [0, count) is visited once, by a thread of the turn.
