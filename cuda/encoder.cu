@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads) poolRows(Rows x, Sequences sequences
   for (int64_t c = threadIdx.x; c < out.width; c += blockDim.x) {
     float value = begin == end || kind == 1 ? 0.0f : x.row(begin)[c];
     for (int64_t i = begin; i < end && kind == 1; ++i) value = fmaf(x.row(i)[c], sizes ? sizes[i] : 1.0f, value);
-    for (int64_t i = begin + 1; i < end && kind == 2; ++i) value = max(value, x.row(i)[c]);
+    for (int64_t i = begin + 1; i < end && kind == 2; ++i) value = largerOf(value, x.row(i)[c]);
     if (kind == 1 && begin < end) value /= total;
     to[c] = value;
     square = fmaf(value, value, square);

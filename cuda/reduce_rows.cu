@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kThreads) mergeMembers(Merge m, int* problems)
         for (int64_t i = opener; i < end; ++i) {
           if (m.map[i] != own) continue;
           const float member = m.x.row(i)[c];
-          value = m.kind == maximum ? max(value, member) : fmaf(member, m.weights && !plain ? m.weights[i] : 1.0f, value);
+          value = m.kind == maximum ? largerOf(value, member) : fmaf(member, m.weights && !plain ? m.weights[i] : 1.0f, value);
         }
         if (m.kind == mean) value /= plain ? float(members) : total;
       }

@@ -33,6 +33,13 @@ __device__ float distanceOf(const Spread& p, const float* a, const float* b, boo
   return sum ? sqrtf(square) : square;
 }
 
+// Whether a distance is no number because the token is none: such tokens come last.
+__device__ bool isLost(const Spread& p, const float* token, float far) {
+  if (far == far) return false;
+  const float own = distanceOf(p, token, token, false);
+  return own != own;
+}
+
 // The first token of the largest distance, by the whole block; −1 where all are −∞ or no number.
 __device__ int64_t farthest(const float* distance, int64_t n, unsigned long long* scratch) {
   unsigned long long best = 0;
@@ -60,7 +67,7 @@ __global__ void __launch_bounds__(kSelectThreads) spreadOut(Spread p) {
       for (int64_t j = 0; j < n; ++j) {
         if (j == i) continue;
         const float far = distanceOf(p, row(i), row(j), false);
-        if (far < nearest) nearest = far;
+        if (far < nearest || isLost(p, row(i), far)) nearest = far;
       }
       if (laneIndex() == 0) distance[i] = nearest;
     }
@@ -81,8 +88,9 @@ __global__ void __launch_bounds__(kSelectThreads) spreadOut(Spread p) {
     if (k + 1 == count) return;
     for (int64_t i = warp; i < n; i += warps) {
       const float far = distanceOf(p, row(i), row(chosen), p.sum);
+      const bool lost = isLost(p, row(i), far);
       if (laneIndex() != 0) continue;
-      if (const float held = distance[i]; held != -TL_INFINITY) distance[i] = p.sum ? held + far : far < held ? far : held;
+      if (const float held = distance[i]; held != -TL_INFINITY) distance[i] = p.sum ? held + far : far < held || lost ? far : held;
     }
     __syncthreads();
     chosen = farthest(distance, n, scratch);

@@ -11,6 +11,9 @@ template <typename T> Status flatOr(const char* op, const char* name, const View
   return {};
 }
 
+// The larger one; NaN stays, whichever side it is on.
+__device__ __forceinline__ float largerOf(float most, float value) { return value > most || value != value ? value : most; }
+
 // bounds i32 [count + 1] in device memory; what they say is held within [0, most].
 struct Sequences {
   const int32_t* bounds;

@@ -17,7 +17,7 @@ void poolSequence(const FloatRows& x, int64_t begin, int64_t end, const float* s
   if (begin == end) return;
   if (kind != 1) {
     std::memcpy(out, x.row(begin), size_t(x.width) * sizeof(float));
-    for (int64_t i = begin + 1; kind == 2 && i < end; ++i) combineRow(x.row(i), out, x.width, [](F32 most, F32 v) { return max(most, v); });
+    for (int64_t i = begin + 1; kind == 2 && i < end; ++i) combineRow(x.row(i), out, x.width, [](F32 most, F32 v) { return largerOf(v, most); });
     return;
   }
   float total = 0;

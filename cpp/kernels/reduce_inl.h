@@ -44,4 +44,7 @@ inline void writeUnit(const float* x, float* out, int64_t n) {
   mapRow(x, out, n, [=](F32 v) { return div(v, divisor); });
 }
 
+// The larger one of each lane; NaN stays, whichever side it is on.
+TL_INLINE F32 largerOf(F32 v, F32 most) { return select(isNan(v), v, max(v, most)); }
+
 }  // namespace tl::TL_TARGET

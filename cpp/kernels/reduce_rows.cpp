@@ -151,7 +151,7 @@ struct Merge {
     if (copied || kind == last || (opens && (kind == maximum || (kind == mean && members[row] == 1)))) {
       std::memcpy(values, member, size_t(width) * sizeof(float));
     } else if (kind == maximum) {
-      mapRow(member, values, values, width, [](F32 v, F32 most) { return max(v, most); });
+      mapRow(member, values, values, width, [](F32 v, F32 most) { return largerOf(v, most); });
     } else {
       const F32 weight = broadcast(weights && !(kind == mean && totals[row] == 0) ? weights[i] : 1.0f);
       mapRow(member, values, values, width, [=](F32 v, F32 all) { return mulAdd(v, weight, all); });

@@ -69,6 +69,16 @@ struct Spread {
     const float far = !euclidean ? 1 - terms : sum ? std::sqrt(terms) : terms;
     if (sum) distance[token] += far;
     else if (far < distance[token]) distance[token] = far;
+    else if (std::isnan(far) && std::isnan(ownTerms(token))) distance[token] = far;
+  }
+
+  // Sum of a token's terms with itself: no number where one of its elements is none.
+  float ownTerms(int64_t token) const {
+    const float* const own[kTokens] = {row(token), row(token), row(token)};
+    const float* const same[kCentres] = {row(token), row(token), row(token), row(token)};
+    float sums[kTokens][kCentres];
+    euclidean ? addTerms<SquaredDifference>(own, same, columns, sums) : addTerms<Dot>(own, same, columns, sums);
+    return sums[0][0];
   }
 
   // Brings the batch's tokens closer to date: each meets the next kMostPending centres that it has not met.
@@ -87,7 +97,7 @@ struct Spread {
     else body(0, groups, 0);
   }
 
-  // The first token of the largest distance; −1 where none is left. Those whose distance is no number come last.
+  // The first token of the largest distance; −1 where none is left. Tokens that are no numbers come last.
   int64_t largest() const {
     F32 most = broadcast(-kInfinity);
     for (int64_t i = 0; i < tokens; i += kLanes) most = max(select(firstLanes(int(std::min<int64_t>(kLanes, tokens - i))), loadUpTo(distance + i, tokens - i), most), most);
@@ -192,7 +202,7 @@ Status farthestRows(const FarthestRowsArgs& args, Context& context) {
     if (args.start == 0) first = of.mostAlone(reach);
     if (args.start == 1)
       for (int64_t i = 0; i < tokens; ++i)
-        if (i == 0 || scores[begin + i] > scores[begin + first]) first = i;
+        if (i == 0 || scores[begin + i] > scores[begin + first] || (std::isnan(scores[begin + first]) && !std::isnan(scores[begin + i]))) first = i;
     of.choose(first, count, reach, kept + begin, order + begin);
   };
   if (!apart) {
