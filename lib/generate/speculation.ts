@@ -35,7 +35,7 @@ export interface VerifiedDraft {
 /** Steps without drafts after drafting has lost: doubled while it goes on losing, from the first number to the second. */
 const firstPause = 8, mostPause = 32;
 /** Plain steps that drafting may lose before it pauses, and what a good stretch sets aside for a bad one. */
-const mostLoss = 0.5, mostSaved = 2;
+const mostLoss = 3, mostSaved = 4;
 
 /** Whether drafting pays, with all the time that it takes: TreeSize only weighs one tree against another. */
 class Patience {
