@@ -29,7 +29,7 @@ export interface TokenRecyclingOptions {
   readonly matrix?: Uint8Array;
 }
 
-/** Token Recycling with its matrix and what that has proved to be worth, which all sessions that name the same drafter share. */
+/** Token Recycling with its matrix, which all sessions that name the same drafter share. What its rows are worth each text shows anew. */
 export interface TokenRecycling extends Drafter {
   /** The matrix as bytes, for `tokenRecycling({ matrix })`. Throws ArgumentError before a session has used it. */
   save(): Uint8Array;
@@ -147,7 +147,7 @@ export function tokenRecycling(options?: TokenRecyclingOptions): TokenRecycling 
   if (shape !== "confidence" && shape !== "paper") checkTemplate("options.shape", shape, k);
   if (saved !== undefined && !(saved instanceof Uint8Array)) throw invalidArgument("options.matrix", "the bytes that save() gave", saved);
   const template = shape === "paper" ? recyclingTemplate : shape === "confidence" ? undefined : shape;
-  let matrix: RecyclingMatrix | undefined, trust: Trust | undefined;
+  let matrix: RecyclingMatrix | undefined;
   const matrixFor = (vocabulary: number): RecyclingMatrix => {
     if (matrix && matrix.size.vocabulary !== vocabulary) throw new ArgumentError("draft", `Expected a model of ${matrix.size.vocabulary} tokens for this tokenRecycling() but received one of ${vocabulary}: make one for each model`);
     if (matrix) return matrix;
@@ -157,7 +157,7 @@ export function tokenRecycling(options?: TokenRecyclingOptions): TokenRecycling 
   return {
     name: method.recipe,
     open({ vocabulary }): DraftState {
-      const own = matrixFor(vocabulary), recycler = new Recycler(own, (trust ??= new Trust(own)), depth);
+      const own = matrixFor(vocabulary), recycler = new Recycler(own, new Trust(own), depth);
       return {
         topTokens: own.k,
         stateBytes: own.bytes,
