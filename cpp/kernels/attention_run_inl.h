@@ -140,8 +140,9 @@ inline Status runAttention(const char* op, const Problem& problem, Context& cont
   if (tileFloats(problem, kRows) > kTileFloats) return argumentError(op, "headDim", "is larger than the kernel's tiles", problem.headDim);
   const int threads = context.pool.threads();
   // So many that loading a block costs little beside using it.
-  const int64_t mostRows = std::clamp<int64_t>(65536 / std::max(problem.headDim, problem.valueDim), 96, 1008);
-  int64_t tileRows = roundUp(std::clamp<int64_t>(rows, 1, mostRows), kRows);  // of no queries too: nothing divides by 0
+  const int64_t mostRows = std::clamp<int64_t>(66048 / std::max(problem.headDim, problem.valueDim), 96, 1032);
+  const int64_t evenRows = ceilDiv(rows, std::max<int64_t>(ceilDiv(rows, mostRows), 1));  // no small tile is left at the end
+  int64_t tileRows = roundUp(std::max<int64_t>(evenRows, 1), evenRows > kGroupRows ? kGroupRows : kRows);  // of no queries too: nothing divides by 0
   while (tileRows > kGroupRows && (tileFloats(problem, tileRows) > kTileFloats || (tileRows > 2 * kGroupRows && problem.units * ceilDiv(rows, tileRows) < 8 * threads)))
     tileRows = roundUp(tileRows / 2, kGroupRows);
   while (tileFloats(problem, tileRows) > kTileFloats) tileRows -= kRows;

@@ -71,17 +71,12 @@ inline int nextKey(const Visible& visible, int from, bool wanted) {
   return kBlockKeys;
 }
 
-// 2^x for x ≤ 0, of N vectors side by side; NaN stays NaN, below −126 the result is about 2^−126. 2^0 = 1 exactly, relative
-// error < 2e-7. Adding 1.5 · 2^23 rounds to the nearest integer and leaves it in the low bits, ready for the exponent.
+// 2^x for x ≤ 0, of N vectors side by side; NaN stays NaN, below −126 the result is 2^−126 or less. 2^0 = 1 exactly, relative
+// error < 2e-7.
 template <int N> TL_INLINE void exp2Clamped(F32 (&x)[N]) {
-  const F32 magic = broadcast(0x1.8p23f);
-  F32 shifted[N], p[N];
+  F32 power[N], p[N];
 #pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) x[i] = max(broadcast(-126.0f), x[i]);
-#pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) shifted[i] = add(x[i], magic);
-#pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) x[i] = sub(x[i], sub(shifted[i], magic));
+  for (int i = 0; i < N; ++i) power[i] = splitPower(x[i]);
 #pragma GCC unroll 8
   for (int i = 0; i < N; ++i) {  // Estrin's scheme: half the latency of Horner's
     const F32 square = mul(x[i], x[i]);
@@ -91,7 +86,7 @@ template <int N> TL_INLINE void exp2Clamped(F32 (&x)[N]) {
     p[i] = mulAdd(square, mulAdd(square, high, middle), low);
   }
 #pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) x[i] = asFloat(add(asInt(p[i]), shiftLeft(asInt(shifted[i]), 23)));
+  for (int i = 0; i < N; ++i) x[i] = timesPower(p[i], power[i]);
 }
 TL_INLINE F32 exp2Clamped(F32 x) {
   F32 one[1] = {x};

@@ -128,6 +128,25 @@ TL_INLINE void transpose(F32 (&rows)[kLanes]) {
     rows[12 + c].v = quarters(eights[4 + c], eights[12 + c], std::true_type{});
   }
 }
+// Lane i: all lanes of rows[i] combined, halves first, in fewer shuffles than a transpose. See math.h.
+template <typename Combine> TL_INLINE F32 lanesOfEach(F32 (&rows)[16], Combine combine) {
+  for (int i = 0; i < 8; ++i)
+    rows[i] = combine(F32{_mm512_shuffle_f32x4(rows[i].v, rows[i + 8].v, 0x44)}, F32{_mm512_shuffle_f32x4(rows[i].v, rows[i + 8].v, 0xee)});
+  for (int i = 0; i < 4; ++i)
+    rows[i] = combine(F32{_mm512_shuffle_f32x4(rows[i].v, rows[i + 4].v, 0x88)}, F32{_mm512_shuffle_f32x4(rows[i].v, rows[i + 4].v, 0xdd)});
+  for (int i = 0; i < 2; ++i)
+    rows[i] = combine(F32{_mm512_shuffle_ps(rows[i].v, rows[i + 2].v, 0x44)}, F32{_mm512_shuffle_ps(rows[i].v, rows[i + 2].v, 0xee)});
+  const F32 all = combine(F32{_mm512_shuffle_ps(rows[0].v, rows[1].v, 0x88)}, F32{_mm512_shuffle_ps(rows[0].v, rows[1].v, 0xdd)});
+  // Its quarters hold rows q + 0 2 1 3 for q = 0, 8, 4, 12.
+  return {_mm512_permutexvar_ps(_mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15), all.v)};
+}
+// As in math.h, without bounds: below −149 the power is 0.
+TL_INLINE F32 splitPower(F32& x) {
+  const F32 rest = {_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}, whole = sub(x, rest);
+  x = rest;
+  return whole;
+}
+TL_INLINE F32 timesPower(F32 a, F32 whole) { return {_mm512_scalef_ps(a.v, whole.v)}; }
 TL_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 }  // namespace tl::TL_TARGET

@@ -60,8 +60,18 @@ TL_INLINE F32 erf(F32 x) {
   return copySign(select(lessThan(magnitude, broadcast(0.9f)), near, far), x);
 }
 
+// 2^x = timesPower(2^rest, whole): leaves the rest, |rest| ≤ 1/2, in x. x ≤ 127; below −126 as −126; NaN stays in the rest.
+// Adding 1.5 · 2^23 rounds to the nearest integer and leaves it in the low bits, ready for the exponent. Templates, so that a
+// target's own functions are preferred.
+template <typename Vector> TL_INLINE Vector splitPower(Vector& x) {
+  const Vector magic = broadcast(0x1.8p23f), bounded = max(broadcast(-126.0f), x), shifted = add(bounded, magic);
+  x = sub(bounded, sub(shifted, magic));
+  return shifted;
+}
+template <typename Vector> TL_INLINE Vector timesPower(Vector a, Vector shifted) { return asFloat(add(asInt(a), shiftLeft(asInt(shifted), 23))); }
+
 // Lane i: all lanes of rows[i] combined, in the order of maxLanes and sumLanes.
-template <typename Combine> TL_INLINE F32 lanesOfEach(F32 (&rows)[kLanes], Combine combine) {
+template <int N, typename Combine> TL_INLINE F32 lanesOfEach(F32 (&rows)[N], Combine combine) {
   transpose(rows);
 #pragma GCC unroll 4
   for (int half = kLanes / 2; half > 0; half /= 2)

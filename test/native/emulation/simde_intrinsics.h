@@ -93,6 +93,15 @@ inline __m512 _mm512_permute_ps(__m512 a, int control) {
   for (int i = 0; i < 16; ++i) out.lane[i] = in.lane[(i & ~3) + ((control >> 2 * (i & 3)) & 3)];
   return out.pack();
 }
+inline __m512 _mm512_shuffle_f32x4(__m512 a, __m512 b, int control) {
+  const tl::emulation::Lanes<float, __m512> first(a), second(b);
+  tl::emulation::Lanes<float, __m512> out;
+  for (int i = 0; i < 4; ++i) std::memcpy(out.lane + 4 * i, (i < 2 ? first : second).lane + 4 * ((control >> 2 * i) & 3), 16);
+  return out.pack();
+}
+inline __m512 _mm512_reduce_ps(__m512 a, int) {  // to the nearest integer
+  return tl::emulation::convert<float, float, __m512>(a, [](float x) { return std::isinf(x) ? 0.0f : x - std::nearbyint(x); });
+}
 inline __m512 _mm512_maskz_loadu_ps(__mmask16 mask, const void* p) {
   tl::emulation::Lanes<float, __m512> out{};
   for (int i = 0; i < 16; ++i)
