@@ -148,7 +148,7 @@ export class Speculation implements Disposable {
   }
 }
 
-const measuredNodes = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32], measuredPast = 64, rounds = 6;
+const measuredNodes = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32], measuredPast = 256, rounds = 6;
 
 /** What steps over draft trees cost, the `top` largest logits of each node kept. */
 export interface DraftCosts {
