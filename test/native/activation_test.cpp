@@ -48,6 +48,20 @@ TEST(Activation, FarValuesAndNaN) {
     }
 }
 
+// xΦ(x) as a difference: its error is bounded by what f32 holds beside 1, far out it is x and 0.
+TEST(Activation, GeluIsCloseEverywhere) {
+  for (const KernelTable* table : tables()) {
+    SCOPED_TRACE(isaName(table->isa));
+    const int64_t n = 1 << 16;
+    Guarded<float> x(n), out(n), far = {kInfinity, -kInfinity, 1e30f, -1e30f, -14.0f}, result(5);
+    for (int64_t i = 0; i < n; ++i) x[i] = float(i - n / 2) * 4e-4f;  // −13.1 … 13.1
+    TL_EXPECT_OK(run(*table, Op::activation, ActivationArgs{row(x), row(out), gelu}));
+    for (int64_t i = 0; i < n; ++i) ASSERT_TRUE(close(double(out[i]), activationOf(gelu, double(x[i])), 2.5e-7)) << x[i] << " gave " << out[i];
+    TL_EXPECT_OK(run(*table, Op::activation, ActivationArgs{row(far), row(result), gelu}));
+    EXPECT_EQ(result.values(), (std::vector<float>{kInfinity, 0, 1e30f, 0, 0}));
+  }
+}
+
 TEST(Activation, QuantisedGatedRows) {
   for (const KernelTable* table : tables()) {
     const int64_t rows = 3, width = 70;
