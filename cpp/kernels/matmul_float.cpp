@@ -8,7 +8,7 @@
 namespace tl::TL_TARGET {
 namespace {
 
-constexpr int64_t kTokenBlock = 48;                               // tokens whose activations and outputs stay close
+constexpr int64_t kTokenBlock = 96;                               // tokens under which weights pass from further away
 constexpr int64_t kChunkBytes = 16384;                            // weights of a tile that stay in L1 under all tokens
 constexpr int64_t kSumsFloats = kTokenBlock * kGroups * kLanes;    // of scratch; then come the tokens' panels
 constexpr int64_t kSpreadBelow = 48;                              // fewer tokens: bound by memory rather than arithmetic
