@@ -13,9 +13,10 @@
 namespace tl::TL_TARGET {
 namespace {
 
-constexpr int kTokens = 3, kCentres = 4;  // tokens that meet so many centres at once: their sums fill the registers
+constexpr int kTokens = 3, kCentres = kVectors >= 32 ? 6 : 4;  // tokens that meet so many centres at once: their sums fill the registers
 constexpr int64_t kMostBatch = 192;       // tokens brought up to date together
 constexpr int64_t kFewBatch = 64;
+constexpr int64_t kBlockGroups = 32;      // groups of tokens that stay in L2 under all centres they meet
 constexpr int64_t kMostPending = 64;      // centres a token meets at a time: its bound may fall enough before the last
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -51,18 +52,14 @@ struct Spread {
 
   const float* row(int64_t i) const { return rows + i * stride; }
 
-  // Some tokens, the last of them repeated where they are fewer, meet centres [from, to).
-  void meet(const int32_t (&token)[kTokens], int64_t from, int64_t to) const {
+  // Some tokens, the last of them repeated where they are fewer, meet `count` centres from `first` on, the last of them repeated too.
+  void meet(const int32_t (&token)[kTokens], const float* const (&centre)[kCentres], int64_t first, int64_t count) const {
     const float* own[kTokens];
+    float sums[kTokens][kCentres];
     for (int i = 0; i < kTokens; ++i) own[i] = row(token[i]);
-    for (int64_t first = from; first < to; first += kCentres) {
-      const float* centre[kCentres];
-      for (int j = 0; j < kCentres; ++j) centre[j] = row(centres[std::min(first + j, to - 1)]);
-      float sums[kTokens][kCentres];
-      euclidean ? addTerms<SquaredDifference>(own, centre, columns, sums) : addTerms<Dot>(own, centre, columns, sums);
-      for (int i = 0; i < kTokens && (i == 0 || token[i] != token[i - 1]); ++i)
-        for (int64_t j = 0; j < std::min<int64_t>(kCentres, to - first); ++j) add(token[i], centres[first + j], sums[i][j]);
-    }
+    euclidean ? addTerms<SquaredDifference>(own, centre, columns, sums) : addTerms<Dot>(own, centre, columns, sums);
+    for (int i = 0; i < kTokens && (i == 0 || token[i] != token[i - 1]); ++i)
+      for (int64_t j = 0; j < count; ++j) add(token[i], centres[first + j], sums[i][j]);
   }
   void add(int32_t token, int32_t centre, float terms) const {
     if (token == centre) return;
@@ -74,22 +71,37 @@ struct Spread {
 
   // Sum of a token's terms with itself: no number where one of its elements is none.
   float ownTerms(int64_t token) const {
-    const float* const own[kTokens] = {row(token), row(token), row(token)};
-    const float* const same[kCentres] = {row(token), row(token), row(token), row(token)};
+    const float *own[kTokens], *same[kCentres];
+    std::fill(own, own + kTokens, row(token));
+    std::fill(same, same + kCentres, row(token));
     float sums[kTokens][kCentres];
     euclidean ? addTerms<SquaredDifference>(own, same, columns, sums) : addTerms<Dot>(own, same, columns, sums);
     return sums[0][0];
   }
 
-  // Brings the batch's tokens closer to date: each meets the next kMostPending centres that it has not met.
-  void advance(int64_t count) const {
+  // Brings the batch's tokens closer to date: each meets the next `pending` centres that it has not met. Groups of tokens, those that
+  // met the fewest first; all that met the same ones meet a few centres in turn, which stay in L1.
+  void advance(int64_t count, int64_t pending = kMostPending) const {
+    const auto group = [&](int64_t i, int32_t (&token)[kTokens]) {
+      for (int64_t j = 0; j < kTokens; ++j) token[j] = batch[std::min(kTokens * i + j, count - 1)];
+    };
     const auto body = [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) {
-        int32_t token[kTokens];
-        for (int64_t j = 0; j < kTokens; ++j) token[j] = batch[std::min(kTokens * i + j, count - 1)];
-        const int64_t from = met[token[0]], to = sum ? centreCount : std::min(centreCount, from + kMostPending);  // those that met the fewest come first
-        meet(token, from, to);
-        for (const int32_t one : token) met[one] = std::max(met[one], int32_t(to));
+      int32_t token[kTokens];
+      for (int64_t i = begin, alike; i < end; i = alike) {
+        const int64_t from = met[batch[kTokens * i]], to = sum ? centreCount : std::min(centreCount, from + pending);
+        for (alike = i + 1; alike < std::min(end, i + kBlockGroups) && met[batch[kTokens * alike]] == from;) ++alike;
+        for (int64_t first = from; first < to; first += kCentres) {
+          const float* centre[kCentres];
+          for (int j = 0; j < kCentres; ++j) centre[j] = row(centres[std::min(first + j, to - 1)]);
+          for (int64_t g = i; g < alike; ++g) {
+            group(g, token);
+            meet(token, centre, first, std::min<int64_t>(kCentres, to - first));
+          }
+        }
+        for (int64_t g = i; g < alike; ++g) {
+          group(g, token);
+          for (const int32_t one : token) met[one] = std::max(met[one], int32_t(to));
+        }
       }
     };
     const int64_t groups = ceilDiv(count, kTokens);
@@ -143,8 +155,9 @@ struct Spread {
     const bool wanted = sum;
     sum = false;
     forget();
-    for (int64_t i = 0; i < tokens; ++i) centres[i] = int32_t(i);
+    for (int64_t i = 0; i < tokens; ++i) centres[i] = batch[i] = int32_t(i);
     centreCount = tokens;
+    advance(tokens, std::max(tokens / 16, kMostPending));  // hardly a token is settled by fewer
     const int64_t found = next(reach);
     sum = wanted;
     return std::max<int64_t>(found, 0);
