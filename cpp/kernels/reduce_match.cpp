@@ -44,7 +44,12 @@ Status openPanels(const char* op, const View& view, const Sequences& sequences, 
   return flat(op, "panels", view, DType::f32, (sequences.rows() + kPanelSlack * sequences.count) * columns, panels);
 }
 
-using Visitor = void (*)(void* state, int64_t entry, int64_t row, int64_t first, int64_t count, const float* sums);
+// Takes the sums [rows, kPanelRows] of rows `row` … with `count` panel rows from `first` on.
+using Visitor = void (*)(void* state, int64_t entry, int64_t row, int64_t rows, int64_t first, int64_t count, const float* sums);
+
+template <auto visitRow> void visitEach(void* state, int64_t entry, int64_t row, int64_t rows, int64_t first, int64_t count, const float* sums) {
+  for (int64_t i = 0; i < rows; ++i) visitRow(state, entry, row + i, first, count, sums + i * kPanelRows);
+}
 
 // Group `g` of the other side: kLanes rows side by side, their directions where asked; what is past the end is zero.
 void packGroup(const Pairs& pairs, int64_t g, int64_t columns, bool unit) {
@@ -101,7 +106,7 @@ template <typename Term> void sweepBlock(const Sweep& sweep, const Pairs& pairs,
         addTile<Term>(panel, block + (t * sweep.columns + column) * kTileTokens, std::min(chunk, sweep.columns - column), sums + t * kTileSums);
     }
     const int64_t first = group * kLanes, count = std::min(kPanelRows, pairs.other.count - first);
-    for (int64_t i = begin; i < end; ++i) sweep.visit(sweep.state, entry, i, first, count, sums + (i - begin) * kPanelRows);
+    sweep.visit(sweep.state, entry, begin, end - begin, first, count, sums);
   }
 }
 
@@ -157,7 +162,7 @@ struct Closest {
   bool squared, skip;
 };
 
-void visitClosest(void* state, int64_t entry, int64_t row, int64_t first, int64_t count, const float* sums) {
+TL_INLINE void visitClosest(void* state, int64_t entry, int64_t row, int64_t first, int64_t count, const float* sums) {
   const Closest& of = *static_cast<Closest*>(state);
   const int64_t at = entry * of.rows + row;
   float best = of.best[at];
@@ -246,7 +251,7 @@ Status rowProducts(const RowProductsArgs& args, Context& context) {
   Batched joined = of;
   if (shared) joined.n = of.batch * of.n, joined.batch = 1;
   stored.n = joined.n;
-  sweepAll(context, joined.batch, [&](int64_t entry) { return joined.at(entry); }, cosine, false, transposed, {of.columns, visitStored, &stored});
+  sweepAll(context, joined.batch, [&](int64_t entry) { return joined.at(entry); }, cosine, false, transposed, {of.columns, visitEach<visitStored>, &stored});
   if (!cosine) return {};
   forRows(context, of.batch * of.n, of.m + of.columns, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
@@ -272,7 +277,7 @@ Status closestRows(const ClosestRowsArgs& args, Context& context) {
   Batched joined = of;
   if (of.yBatch == 1) joined.n = rows, joined.batch = 1;
   closest.rows = joined.n;
-  sweepAll(context, joined.batch, [&](int64_t entry) { return joined.at(entry); }, !closest.squared, closest.squared, false, {of.columns, visitClosest, &closest});
+  sweepAll(context, joined.batch, [&](int64_t entry) { return joined.at(entry); }, !closest.squared, closest.squared, false, {of.columns, visitEach<visitClosest>, &closest});
   if (closest.squared) return {};
   forRows(context, rows, of.columns, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) closest.best[i] /= normOf(of.x.row(i), of.columns);
@@ -389,7 +394,7 @@ Status bipartiteMatch(const BipartiteMatchArgs& args, Context& context) {
     if (5 * from > int64_t(kScratchBytes)) return shapeError(op, "metric", "has too many tokens in one sequence", int64_t(kScratchBytes) / 5, from);
   }
   MatchVisit visit{of, squared};
-  sweepAll(context, of.sequences.count, [&](int64_t s) { return of.pairs(s); }, !squared, squared, false, {of.columns, visitMatch, &visit});
+  sweepAll(context, of.sequences.count, [&](int64_t s) { return of.pairs(s); }, !squared, squared, false, {of.columns, visitEach<visitMatch>, &visit});
   context.pool.parallelFor(of.sequences.count, of.sequences.rows() < kParallelElements / 8 ? of.sequences.count : 1, [&](int64_t begin, int64_t end, int thread) {
     auto* scratch = reinterpret_cast<float*>(context.pool.scratch(thread));
     for (int64_t s = begin; s < end; ++s) {
@@ -462,7 +467,7 @@ Status densityPeaks(const DensityPeaksArgs& args, Context& context) {
     const Rows rows{x.row(of.sequences.begin(s)), x.stride, of.sequences.length(s)};
     return Pairs{rows, rows, panelsOf(panels, of.sequences, s, x.width)};
   };
-  sweepAll(context, of.sequences.count, pairsAt, false, true, false, {x.width, visitNearest, &of});
+  sweepAll(context, of.sequences.count, pairsAt, false, true, false, {x.width, visitEach<visitNearest>, &of});
   for (int64_t s = 0; s < of.sequences.count; ++s) {
     const int64_t k = std::min(of.k, of.sequences.length(s));
     for (int64_t i = of.sequences.begin(s); i < of.sequences.begin(s + 1); ++i) {
@@ -473,7 +478,7 @@ Status densityPeaks(const DensityPeaksArgs& args, Context& context) {
       of.nearest[i * of.k] = 0;
     }
   }
-  sweepAll(context, of.sequences.count, pairsAt, false, true, true, {x.width, visitDenser, &of});
+  sweepAll(context, of.sequences.count, pairsAt, false, true, true, {x.width, visitEach<visitDenser>, &of});
   for (int64_t s = 0; s < of.sequences.count; ++s) {
     float largest = 0;
     for (int64_t i = of.sequences.begin(s); i < of.sequences.begin(s + 1); ++i) largest = std::max(largest, of.nearest[i * of.k]);
