@@ -154,7 +154,8 @@ struct Merge {
       mapRow(member, values, values, width, [](F32 v, F32 most) { return largerOf(v, most); });
     } else {
       const F32 weight = broadcast(weights && !(kind == mean && totals[row] == 0) ? weights[i] : 1.0f);
-      mapRow(member, values, values, width, [=](F32 v, F32 all) { return mulAdd(v, weight, all); });
+      if (opens) mapRow(member, values, width, [=](F32 v) { return mulAdd(v, weight, zero()); });
+      else mapRow(member, values, values, width, [=](F32 v, F32 all) { return mulAdd(v, weight, all); });
     }
   }
 };
@@ -192,11 +193,10 @@ Status mergeRows(const MergeRowsArgs& args, Context& context) {
   std::fill(of.totals, of.totals + newRows, 0.0f);
   std::fill(of.members, of.members + newRows, 0);
   std::fill(of.firstMember, of.firstMember + newRows, -1);
-  forRows(context, newRows, of.out.width, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) std::memset(of.out.row(i), 0, size_t(of.out.width) * sizeof(float));
-  });
   for (int64_t s = 0; s < of.from.count; ++s)
     if (!of.count(s)) return argumentError(op, "map", "leads outside the new rows", s);
+  for (int64_t i = 0; i < newRows; ++i)
+    if (of.firstMember[i] < 0) std::memset(of.out.row(i), 0, size_t(of.out.width) * sizeof(float));
   constexpr int64_t kSlice = 128;
   const int64_t slices = ceilDiv(of.x.width, kSlice);
   forRows(context, of.from.count * slices, kSlice * rows / std::max<int64_t>(of.from.count, 1), [&](int64_t begin, int64_t end, int) {
