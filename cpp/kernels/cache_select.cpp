@@ -61,6 +61,7 @@ Status reduceRows(const ReduceRowsArgs& args, Context& context) {
   TL_TRY(floatRows(op, "out", args.out, out));
   if (out.width != x.width) return shapeError(op, "out", "must have the columns of x", x.width, out.width);
   if (out.rows < 1 || x.rows % out.rows) return shapeError(op, "x", "must have a multiple of the output's rows", out.rows, x.rows);
+  if (x.rows == 0) return shapeError(op, "x", "must have rows", 1, 0);
   if (args.weights.present()) {
     TL_TRY(floatRows(op, "weights", args.weights, weights));
     if (weights.rows != out.rows || weights.width != out.width) return shapeError(op, "weights", "must have the shape of the output", out.rows, weights.rows);

@@ -23,6 +23,10 @@ t.test("a query that sees no key: zeros, and a log-sum-exp of minus infinity", a
   t.same(Array.from(rows), [0, 0, 0.5, 0.5]);
 });
 
+t.test("a maximum over no rows is refused: it read whatever lay where they would be", async (t) => {
+  await t.rejects(ops.landmarkBlocks(zeros([1, 2, 0, 8]), noise(1, 2, 17, 8), { blockSize: 1, topK: 2 }), { name: "ShapeError", op: "reduceRows" });
+});
+
 t.test("a row of NaN or infinity spoils only its own row", async (t) => {
   for (const bad of [NaN, Infinity, -Infinity]) {
     const spoiled = (make: () => Tensor<"f32">, width: number): Tensor<"f32"> => {
