@@ -38,7 +38,7 @@ t.test("the same under AddressSanitizer", { timeout: 3_600_000 }, async (t) => {
   const env = sanitizedEnvironment();
   if (env === undefined) return t.comment("the addon with AddressSanitizer is not built: node scripts/build-faults.mjs");
   if (process.env["TOKENLOOM_PREBUILD"] === env["TOKENLOOM_PREBUILD"]) return t.comment("this is that run");
-  const { code, signal, stdout, stderr } = await child(["--expose-gc", scriptPath("races.test")], { env: { ...env, TAP_TIMEOUT: "3600" } });
+  const { code, signal, stdout, stderr } = await child(["--expose-gc", scriptPath("races.test")], { env: { ...env, TAP_TIMEOUT: "3600" }, timeout: 3_600_000 });
   t.match({ code, signal }, { code: 0, signal: null }, `${stdout.slice(-2000)}${stderr.slice(-3000)}`);
   return undefined;
 });
