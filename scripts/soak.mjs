@@ -69,7 +69,7 @@ function table() {
 What can go wrong with a native package, made to go wrong on purpose. Each row is a command; \`npm test\` runs it small,
 \`npm run soak\` at full size (all rows, or those named), which also writes this page from its results. Numbers on the left
 are those of our list of promises. Before the first time: \`npm run build && npm run build:test && npm run build:faults\`;
-the last makes an addon with AddressSanitizer whose allocations and entry points fail when they are told to.
+the last makes an addon under sanitizers whose allocations and entry points fail when they are told to.
 
 | # | promise | commands | last result |
 |---|---|---|---|

@@ -1,9 +1,9 @@
 // Builds and runs test/native in folders of its own, build/native-NAME. Variants:
-//   normal    the release build
+//   normal    the release build; where the addon was built before, in its folder and of the same object files
 //   asan      AddressSanitizer and UndefinedBehaviorSanitizer
 //   tsan      ThreadSanitizer, the tests that use threads, on the scalar target (threads are the same in all)
 //   emulated  the AVX-512 targets over SIMDe, on any processor
-//   neon      the NEON target, cross-compiled and run by QEMU
+//   neon      the targets of ARM, cross-compiled and run by QEMU
 // Without arguments: normal and asan. `--only NAME,NAME` picks, `--all` or TOKENLOOM_NATIVE_VARIANTS=all (or a list) too.
 // A variant whose tools are missing says so and is left out: a first `npm test` needs no GoogleTest.
 import { spawnSync } from "node:child_process";
@@ -11,18 +11,17 @@ import { existsSync } from "node:fs";
 import { cpus } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { sanitizedFlags, sanitizedTargets } from "./sanitizers.mjs";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 const jobs = String(Math.min(2, cpus().length));
 const arm = process.arch === "arm64";
 const crossCompiler = "aarch64-linux-gnu-g++";
 const googletest = "/usr/src/googletest";
-// What this processor's own targets are in builds that need not hold all.
-const ownTargets = `-DTL_ONLY=SCALAR;${arm ? "NEON" : "AVX2"}`;
 
 const variants = {
   normal: { options: ["-DCMAKE_BUILD_TYPE=Release"] },
-  asan: { options: ["-DCMAKE_BUILD_TYPE=Sanitize", "-DCMAKE_CXX_FLAGS=-O1", "-DTL_SANITIZE=address;undefined", ownTargets] },
+  asan: { options: [...Object.entries(sanitizedFlags).map(([name, value]) => `-D${name}=${value}`), `-DTL_ONLY=${sanitizedTargets}`] },
   tsan: { options: ["-DCMAKE_BUILD_TYPE=Sanitize", "-DCMAKE_CXX_FLAGS=-O1", "-DTL_SANITIZE=thread", "-DTL_ONLY=SCALAR"], tests: "Thread|Pool" },
   emulated: {
     // Unoptimised: inlined emulation takes the compiler longer than the tests take.
@@ -70,10 +69,10 @@ function step(name, command, args, environment = {}) {
 
 function test(name, { options, tests }) {
   const started = Date.now();
-  const folder = join("build", `native-${name}`);
+  const own = name === "normal" && process.platform !== "win32" && existsSync(join(root, "build", "CMakeCache.txt")), folder = own ? "build" : join("build", `native-${name}`);
   const launcher = has("ccache") ? ["-DCMAKE_CXX_COMPILER_LAUNCHER=ccache", "-DCMAKE_C_COMPILER_LAUNCHER=ccache"] : [];
-  step(name, "cmake", ["-S", ".", "-B", folder, "-DTL_ADDON=OFF", "-DTL_NATIVE_TESTS=ON", ...launcher, ...options]);
-  step(name, "cmake", ["--build", folder, "--parallel", jobs]);
+  step(name, "cmake", ["-S", ".", "-B", folder, "-DTL_NATIVE_TESTS=ON", ...(own ? [] : ["-DTL_ADDON=OFF", ...launcher, ...options])]);
+  step(name, "cmake", ["--build", folder, "--parallel", jobs, "--target", "native_tests"]);
   const environment = { UBSAN_OPTIONS: "halt_on_error=1:print_stacktrace=1", TSAN_OPTIONS: "halt_on_error=1", ASAN_OPTIONS: "detect_leaks=1" };
   const chosen = tests ? ["--tests-regex", tests] : [];
   const output = step(name, "ctest", ["--test-dir", folder, "--output-on-failure", "--no-tests=error", "--timeout", "600", "--parallel", jobs, ...chosen], environment);

@@ -73,7 +73,8 @@ namespace tl::TL_TARGET {
 constexpr Isa kIsa = Isa::TL_TARGET;
 }
 
-#if defined(TL_EMULATE_X86)  // each intrinsic is a page of C: inlined tiles would compile for an hour
+// Not forced where each intrinsic is a page of C, or each access is watched: inlined tiles would compile for an hour.
+#if defined(TL_EMULATE_X86) || defined(TL_SANITIZED)
 #define TL_INLINE inline
 #else
 #define TL_INLINE inline __attribute__((always_inline))

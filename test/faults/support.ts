@@ -85,8 +85,8 @@ export function scriptPath(name: string): string {
 }
 
 /**
- * The environment in which Node uses the addon built with AddressSanitizer (`node scripts/build-faults.mjs`), whose reports end
- * the process with code 99; undefined where it has not been built.
+ * The environment in which Node uses the addon built with AddressSanitizer and UndefinedBehaviorSanitizer (`node scripts/build-faults.mjs`),
+ * whose reports end the process with code 99; undefined where it has not been built.
  */
 export function sanitizedEnvironment(): Record<string, string> | undefined {
   const folder = join(root, "build", "addon-asan"), library = join(folder, "libasan.txt");
@@ -94,5 +94,6 @@ export function sanitizedEnvironment(): Record<string, string> | undefined {
   return {
     TOKENLOOM_PREBUILD: folder, LD_PRELOAD: readFileSync(library, "utf8").trim(),
     ASAN_OPTIONS: "detect_leaks=0:exitcode=99:alloc_dealloc_mismatch=0:allocator_may_return_null=1:detect_stack_use_after_return=0",
+    UBSAN_OPTIONS: "halt_on_error=1:print_stacktrace=1:exitcode=99",
   };
 }
