@@ -46,7 +46,7 @@ struct Problem {
 
   int64_t stride() const { return paddedDim(valueDim); }
   bool panelwise = false;                 // only ever a PassingBlock
-  int64_t blockFloats() const { return panelwise ? kPanelKeys * std::max(headDim, stride()) : kBlockKeys * (headDim + stride()); }
+  int64_t blockFloats() const { return panelwise ? kPanelKeys * std::max(headDim, stride()) : kBlockKeys * (headDim + stride() + 2); }
 };
 
 // What a tile works in, carved out of the thread's scratch.
@@ -318,7 +318,7 @@ template <typename AnyBlock> void groupAgainstBlock(const Tile& tile, AnyBlock& 
 
 template <typename AnyBlock> void tileAgainstBlock(const Tile& tile, AnyBlock block, int64_t key) {
   const int64_t next = std::min(key + kBlockKeys, tile.unit.keys), count = std::min(tile.unit.keys - next, int64_t(kBlockKeys));
-  const bool fetchNext = tile.rows > kGroupRows && count > 0 && tile.cover(0, tile.rows, next) != Cover::none;
+  const bool fetchNext = tile.rows > kGroupRows && !block.fetchKeys && count > 0 && tile.cover(0, tile.rows, next) != Cover::none;
   for (int64_t r = 0; r < tile.rows; r += kGroupRows) {
     const int64_t end = std::min(r + kGroupRows, tile.rows);
     if (fetchNext) fetchTokens(tile.unit.source, next + count * r / tile.rows, next + count * end / tile.rows);
@@ -333,7 +333,9 @@ inline bool tileAgainstChunk(const Tile& tile, int64_t chunk) {
   const int64_t stride = tile.problem.stride(), keys = tile.unit.keys;
   const Source& source = tile.unit.source;
   const bool converted = source.element == DType::i8 || source.element == DType::i4 || source.mixed;  // before use, panel by panel
-  const bool inPlace = source.pages && !converted && source.valueDim % kTileWidth == 0;
+  const bool fewRows = tile.rows <= kGroupRows;
+  const bool inPlace = !converted && source.valueDim % kTileWidth == 0 &&
+                       (source.pages || (tile.rows <= 2 * kGroupRows && source.quantized == Quantized::none && source.wholePanels() && source.headDim % kSquareColumns<bf16> == 0));
   const int64_t paths = tile.unit.mask.shape == MaskShape::path ? tile.unit.mask.operands.prefix / kBlockKeys * kBlockKeys : keys;
   bool started = false;
   for (int64_t key = chunk * kChunkKeys; key < std::min((chunk + 1) * kChunkKeys, keys); key += kBlockKeys) {
@@ -351,10 +353,12 @@ inline bool tileAgainstChunk(const Tile& tile, int64_t chunk) {
       continue;
     }
     const int count = int(std::min<int64_t>(keys - key, kBlockKeys));
-    if (inPlace && source.element == DType::f16) tileAgainstBlock(tile, PageBlock<f16>(source, key, count, keys, tile.rows <= kGroupRows), key);
-    else if (inPlace && source.element == DType::bf16) tileAgainstBlock(tile, PageBlock<bf16>(source, key, count, keys, tile.rows <= kGroupRows), key);
-    else if (inPlace) tileAgainstBlock(tile, PageBlock<float>(source, key, count, keys, tile.rows <= kGroupRows), key);
-    else if (tile.rows <= kGroupRows) tileAgainstBlock(tile, PassingBlock(source, key, keys, tile.space.block, tile.rows), key);
+    const auto asStored = [&](auto element) { tileAgainstBlock(tile, StoredBlock<decltype(element)>(source, key, count, keys, tile.rows, tile.space.block), key); };
+    if (inPlace && (source.pages || count == kBlockKeys)) {
+      if (source.element == DType::f16) asStored(f16{});
+      else if (source.element == DType::bf16) asStored(bf16{});
+      else asStored(0.0f);
+    } else if (fewRows) tileAgainstBlock(tile, PassingBlock(source, key, keys, tile.space.block, tile.rows), key);
     else tileAgainstBlock(tile, LoadedBlock(source, key, count, tile.space.block), key);
   }
   return started;

@@ -123,6 +123,7 @@ inline void attentionUnit(const Problem& problem, int64_t index, Unit& unit) {
   Source& source = unit.source;
   source.element = args.key.dtype;
   source.quantized = Quantized(int32_t(args.quantized));
+  source.scaledApart = source.quantized == Quantized::int8;
   source.headDim = problem.headDim;
   source.valueDim = problem.valueDim;
   if (context.paged) {

@@ -1,6 +1,5 @@
-// Few rows of queries against one page of the cache in int8 or int4, converted in registers; scores and weights of int8 are
-// scaled outside, see Block. The numbers are bit for bit
-// those of loadKeyPanel and loadValuePanel and the loops over what they load: a decoded token equals one of a prompt.
+// Few rows of queries against 32 keys in int8, or a page of the cache in int4, converted in registers; scores and weights of
+// int8 are scaled outside, see Block. The numbers are bit for bit those of loadKeyPanel and loadValuePanel and the loops over what they load: a decoded token equals one of a prompt.
 //   scores  S[row][token]  = Σ_d q[row][d] · k[d][token]           lanes = tokens, d ascending
 //   values  O[row][dim]   += Σ_token P[row][token] · v[token][dim] lanes = dims, tokens ascending
 // Included after attention_tile_inl.h and cache/kv.h.
@@ -9,12 +8,14 @@
 namespace tl::TL_TARGET {
 
 struct QuantizedPanel {
-  const KvPage* page = nullptr;
+  const std::byte *keyBytes = nullptr, *valueBytes = nullptr;  // transposed; row by row
+  int64_t valueRow = 0;                                        // bytes from token to token
+  const KvPage* page = nullptr;                                // of int4: its scales
   KvLayout layout;
   int first = 0;  // of its tokens within the block
   const std::byte* ahead = nullptr;  // as many bytes as are read now: fetched meanwhile
-  const int8_t* keys() const { return reinterpret_cast<const int8_t*>(page->keys()); }
-  const int8_t* values() const { return reinterpret_cast<const int8_t*>(page->values(layout)); }
+  const int8_t* keys() const { return reinterpret_cast<const int8_t*>(keyBytes); }
+  const int8_t* values() const { return reinterpret_cast<const int8_t*>(valueBytes); }
 };
 
 constexpr int kQuantizedRows = kRows < 8 ? kRows : 8;                          // more rows share what is converted once
@@ -97,8 +98,8 @@ template <int MR> void int8Values(const float* weights, const QuantizedPanel& pa
     F32 sums[MR][NV];
     loadSums(sums, out + d, stride);
     for (int j = begin; j < end; ++j) {
-      const int8_t* x = panel.values() + j * dim + d;
-      prefetch(panel.ahead + j * dim + d);
+      const int8_t* x = panel.values() + j * panel.valueRow + d;
+      prefetch(panel.ahead + d * kPanelKeys + j * NV * kLanes);
       multiplyTile(sums, [&](int r) { return weights[r * kBlockKeys + j]; }, [&](int v) { return loadBytes(x + v * kLanes); });
     }
     storeSums(sums, out + d, stride);

@@ -89,7 +89,8 @@ inline void splitKeys(const Problem& problem, int64_t chunks, int64_t mostRows, 
   }
   for (int64_t first = 0; first < problem.units; first += unitsAtOnce) {
     const int64_t units = std::min(unitsAtOnce, problem.units - first);
-    context.pool.parallelFor(units * chunks, 1, [&](int64_t begin, int64_t end, int thread) {
+    // Chunks in a row go to one thread: each fetches the keys of the next.
+    context.pool.parallelFor(units * chunks, ceilDiv(units * chunks, 16 * int64_t(context.pool.threads())), [&](int64_t begin, int64_t end, int thread) {
       for (int64_t i = begin; i < end; ++i)
         partialTile(problem, first + i / chunks, i % chunks, mostRows, context.pool.scratch(thread), partials + i / chunks * unitFloats + i % chunks * chunkFloats);
     });
@@ -143,7 +144,9 @@ inline Status runAttention(const char* op, const Problem& problem, Context& cont
   const int64_t mostRows = std::clamp<int64_t>(66048 / std::max(problem.headDim, problem.valueDim), 96, 1032);
   const int64_t evenRows = ceilDiv(rows, std::max<int64_t>(ceilDiv(rows, mostRows), 1));  // no small tile is left at the end
   int64_t tileRows = roundUp(std::max<int64_t>(evenRows, 1), evenRows > kGroupRows ? kGroupRows : kRows);  // of no queries too: nothing divides by 0
-  while (tileRows > kGroupRows && (tileFloats(problem, tileRows) > kTileFloats || (tileRows > 2 * kGroupRows && problem.units * ceilDiv(rows, tileRows) < 8 * threads)))
+  // Small tiles wait for keys and values that others have loaded too: fewer a thread of them.
+  const auto enough = [&] { return problem.units * ceilDiv(rows, tileRows) >= (tileRows > 256 ? 8 : 4) * threads; };
+  while (tileRows > kGroupRows && (tileFloats(problem, tileRows) > kTileFloats || (tileRows > 2 * kGroupRows && !enough())))
     tileRows = roundUp(tileRows / 2, kGroupRows);
   while (tileFloats(problem, tileRows) > kTileFloats) tileRows -= kRows;
   const int64_t tiles = ceilDiv(rows, tileRows);

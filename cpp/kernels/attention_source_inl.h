@@ -5,6 +5,7 @@
 //          int8 with a scale a token, int4 with scale and minimum for each 32 elements (arXiv 2303.06865, 2402.02750)
 #pragma once
 
+#include "../simd/square.h"
 #include "attention_quantized_inl.h"
 #include "hadamard_inl.h"
 
@@ -25,7 +26,7 @@ struct Source {
   DType element = DType::f16;      // of rows; of all pages unless `mixed`
   bool mixed = false;
   bool rotated = false;            // int4 keys are wanted as they are stored: the queries are rotated too
-  bool scaledApart = false;        // int8 pages are wanted without their scales: a block names them
+  bool scaledApart = false;        // int8 is wanted without its scales: a block names them
   Quantized quantized = Quantized::none;
   int64_t headDim = 0, valueDim = 0;
   Rows keys, values;
@@ -38,6 +39,8 @@ struct Source {
   int64_t rowBytes(int64_t dim) const {
     return quantized == Quantized::int4 ? (dim + 1) / 2 : quantized == Quantized::int8 ? dim : dim * int64_t(elementBytes(element));
   }
+  // Panels of rows can be used as they lie: none is cut by the end of a page, and turning their keys over is cheap.
+  bool wholePanels() const { return !pages && (!table || pageSize % kPanelKeys == 0) && (kNarrowSquares || rowBytes(1) == 4); }
   const std::byte* row(const Rows& rows, int64_t key) const {
     return rows.data + (table ? table[key / pageSize] * rows.pageBytes + key % pageSize * rows.rowBytes : key * rows.rowBytes);
   }
@@ -58,7 +61,7 @@ struct Int8Reader {
   float scale;
   void open(const Source& source, const Rows& rows, int64_t key) {
     at = reinterpret_cast<const int8_t*>(source.row(rows, key));
-    scale = rows.scale[key * rows.scaleRow];
+    scale = source.scaledApart ? 1.0f : rows.scale[key * rows.scaleRow];
   }
   TL_INLINE F32 operator()(int64_t d, int part) const {
     if (part == kLanes) return mul(loadBytes(at + d), broadcast(scale));
@@ -145,6 +148,24 @@ template <typename Reader> void transposeKeys(const Source& source, int64_t firs
     }
     if (known == kLanes) transposeColumns<Reader, kLanes>(readers, known, fetch ? later : nullptr, source.headDim, panel + j);
     else transposeColumns<Reader, 0>(readers, known, nullptr, source.headDim, panel + j);
+  }
+}
+
+// A whole panel's keys as [headDim][32], in the element type that they are stored in; headDim is whole squares. The values of
+// the same keys are fetched meanwhile, in the order in which they lie.
+template <typename T> void transposePanel(const Source& source, int64_t first, T* panel) {
+  constexpr int R = kSquareRows<T>, C = kSquareColumns<T>;
+  const std::byte *keys = source.row(source.keys, first), *values = source.row(source.values, first);
+  const int64_t steps = kPanelKeys / R * (source.headDim / C), valueBytes = source.valueDim * int64_t(sizeof(T));
+  int64_t step = 0, fetched = 0;
+  for (int j = 0; j < kPanelKeys; j += R) {
+    const std::byte* rows[R];
+    for (int i = 0; i < R; ++i) rows[i] = keys + (j + i) * source.keys.rowBytes;
+    for (int64_t d = 0; d < source.headDim; d += C) {
+      for (++step; fetched * steps < step * kPanelKeys; ++fetched)
+        for (int64_t at = 0; at < valueBytes; at += 64) prefetch(values + fetched * source.values.rowBytes + at);
+      transposeSquare(rows, d * int64_t(sizeof(T)), panel + d * kPanelKeys + j);
+    }
   }
 }
 
@@ -309,12 +330,26 @@ inline void fetchTokens(const Source& source, int64_t from, int64_t to) {
   }
 }
 
-// Names the scales of panel `panel` of the cache as those of panel p of a block.
-inline void nameScales(Block<float>& block, int p, const Source& source, int64_t panel) {
+// Names the scales of keys first … first + count − 1 as those of panel p of a block; those of rows are gathered in `space`,
+// behind what the block holds.
+inline void nameScales(Block<float>& block, int p, const Source& source, int64_t first, int count, float* space) {
   block.keyScales[p] = block.valueScales[p] = nullptr;
-  if (!source.scaledApart || source.pages[panel]->element != DType::i8) return;
-  block.keyScales[p] = source.pages[panel]->keyScales<float>(source.pageLayout(panel));
-  block.valueScales[p] = source.pages[panel]->valueScales<float>(source.pageLayout(panel));
+  if (!source.scaledApart) return;
+  if (source.pages) {
+    const KvPage& page = *source.pages[first / kPanelKeys];
+    if (page.element != DType::i8) return;
+    block.keyScales[p] = page.keyScales<float>(source.pageLayout(first / kPanelKeys));
+    block.valueScales[p] = page.valueScales<float>(source.pageLayout(first / kPanelKeys));
+    return;
+  }
+  float* keyScales = space + kBlockKeys * (source.headDim + paddedDim(source.valueDim)) + p * kPanelKeys;
+  float* valueScales = keyScales + kBlockKeys;
+  for (int j = 0; j < kPanelKeys; ++j) {
+    keyScales[j] = j < count ? source.keys.scale[(first + j) * source.keys.scaleRow] : 0.0f;
+    valueScales[j] = j < count ? source.values.scale[(first + j) * source.values.scaleRow] : 0.0f;
+  }
+  block.keyScales[p] = keyScales;
+  block.valueScales[p] = valueScales;
 }
 
 // How the loop comes to a block: `needKeys` and `needValues` are called before a panel is used.
@@ -329,7 +364,7 @@ struct LoadedBlock : Block<float> {
       float* v = valueSpace + p * kPanelKeys * paddedDim(source.valueDim);
       keys[p] = k;
       this->values[p] = v;
-      nameScales(*this, p, source, (first + p * kPanelKeys) / kPanelKeys);
+      nameScales(*this, p, source, first + p * kPanelKeys, std::min(count - p * kPanelKeys, kPanelKeys), space);
       if (withKeys) loadKeyPanel(source, first + p * kPanelKeys, std::min(count - p * kPanelKeys, kPanelKeys), Ahead{}, k);
       if (withValues) loadValuePanel(source, first + p * kPanelKeys, std::min(count - p * kPanelKeys, kPanelKeys), Ahead{}, v);
     }
@@ -346,40 +381,57 @@ struct LoadedBlock : Block<float> {
 struct PassingBlock : Block<float> {
   static constexpr bool kPanelwise = true;
   PassingBlock(const Source& from, int64_t firstKey, int64_t keyCount, float* to, int64_t rows = kGroupRows)
-      : source(from), first(firstKey), allKeys(keyCount), inRegisters(from.pages && !from.mixed && rows <= kQuantizedRows && readInRegisters(from.headDim)), space(to) {
+      : source(from), first(firstKey), allKeys(keyCount), inRegisters(rows <= kQuantizedRows && readInRegisters(from.headDim) && (from.pages ? !from.mixed : readsBytes(from))), space(to) {
     for (int p = 0; p < kBlockPanels; ++p) keys[p] = values[p] = space;
     valueRow = kTileWidth;
     valueColumn = kPanelKeys * kTileWidth;
   }
-  // Half a page, keys or values.
-  void fetchHalf(int64_t panel, bool valueHalf) {
-    if (!source.pages || panel * kPanelKeys >= allKeys) return;
+  static bool readsBytes(const Source& from) {
+    return from.quantized == Quantized::int8 && from.scaledApart && from.wholePanels() && from.headDim == from.valueDim && from.headDim % kSquareColumns<int8_t> == 0;
+  }
+  // Keys or values of the 32 keys from `key` on.
+  void fetchHalf(int64_t key, bool valueHalf) {
+    if (key >= allKeys) return;
+    if (!source.pages) {
+      const Rows& rows = valueHalf ? source.values : source.keys;
+      if (quantized.keyBytes && rows.rowBytes == source.headDim) quantized.ahead = source.row(rows, key);
+      return;
+    }
+    const int64_t panel = key / kPanelKeys;
     const KvLayout layout = source.pageLayout(panel);
     const std::byte* half = valueHalf ? source.pages[panel]->values(layout) : source.pages[panel]->keys();
-    if (quantized.page) quantized.ahead = half;
+    if (quantized.keyBytes) quantized.ahead = half;
     else
       for (int64_t at = 0; at < layout.halfBytes(); at += 64) prefetch(half + at);
     const std::byte* scales = valueHalf ? source.pages[panel]->valueScales<std::byte>(layout) : source.pages[panel]->keyScales<std::byte>(layout);
     for (int64_t at = 0; at < layout.scaleBytes(); at += 64) prefetch(scales + at);
   }
   bool asStored(int p, int64_t key) {
-    nameScales(*this, p, source, key / kPanelKeys);
-    const KvLayout layout = source.pages ? source.pageLayout(key / kPanelKeys) : KvLayout{};
+    const int count = int(std::min<int64_t>(allKeys - key, kPanelKeys));
+    nameScales(*this, p, source, key, count, space);
     quantized = {};
-    if (inRegisters && isQuantized(layout.element)) quantized = {source.pages[key / kPanelKeys], layout, p * kPanelKeys, source.pages[key / kPanelKeys]->keys()};
-    this->stored = quantized.page ? &quantized : nullptr;
-    return quantized.page != nullptr;
+    if (inRegisters && source.pages && isQuantized(source.pageLayout(key / kPanelKeys).element)) {
+      const KvPage* page = source.pages[key / kPanelKeys];
+      const KvLayout layout = source.pageLayout(key / kPanelKeys);
+      quantized = {page->keys(), page->values(layout), layout.tokenBytes(), page, layout, p * kPanelKeys, page->keys()};
+    } else if (inRegisters && !source.pages && count == kPanelKeys) {
+      const std::byte* values = source.row(source.values, key);
+      quantized = {reinterpret_cast<const std::byte*>(space), values, source.values.rowBytes, nullptr, {DType::i8, source.headDim}, p * kPanelKeys, values};
+    }
+    this->stored = quantized.keyBytes ? &quantized : nullptr;
+    return this->stored != nullptr;
   }
   void needKeys(int p) {
     const int64_t key = first + p * kPanelKeys;
     const bool done = asStored(p, key);
-    fetchHalf(key / kPanelKeys, true);
+    fetchHalf(key, true);
+    if (done && !source.pages) transposePanel(source, key, reinterpret_cast<int8_t*>(space));
     if (!done) loadKeyPanel(source, key, int(std::min<int64_t>(allKeys - key, kPanelKeys)), Ahead{&source.values, key, allKeys}, space);
   }
   void needValues(int p) {
     const int64_t key = first + p * kPanelKeys;
     const bool done = asStored(p, key);
-    fetchHalf(key / kPanelKeys + kBlockPanels, false);
+    fetchHalf(key + kBlockKeys, false);
     if (!done) loadValuePanel(source, key, int(std::min<int64_t>(allKeys - key, kPanelKeys)), Ahead{&source.keys, key + kBlockKeys, allKeys}, space);
   }
   const Source& source;
@@ -389,23 +441,35 @@ struct PassingBlock : Block<float> {
   QuantizedPanel quantized;
 };
 
-// The cache's pages, read as they are and converted in registers. Few rows fetch what comes next.
-template <typename T> struct PageBlock : Block<T> {
+// Keys and values read as they are stored and converted in registers: the cache's pages, or whole blocks of rows, whose keys
+// are transposed first: panel by panel through the first-level cache for one group of rows, else once for all groups. Few
+// rows fetch what comes next.
+template <typename T> struct StoredBlock : Block<T> {
   static constexpr bool kPanelwise = false;
-  PageBlock(const Source& source, int64_t first, int count, int64_t allKeys, bool fetchAhead) {
-    const int64_t panel = first / kPanelKeys, all = ceilDiv(allKeys, kPanelKeys);
+  StoredBlock(const Source& from, int64_t firstKey, int count, int64_t allKeys, int64_t rows, float* space) : source(from), first(firstKey), oneGroup(rows <= kGroupRows) {
     for (int p = 0; p < kBlockPanels; ++p) {
-      this->nextKeys[p] = panel + kBlockPanels + p < all ? source.pageKeys<T>(panel + kBlockPanels + p) : nullptr;
+      const int64_t key = first + p * kPanelKeys, next = key + kBlockKeys;
+      this->nextKeys[p] = next >= allKeys ? nullptr : reinterpret_cast<const T*>(source.pages ? source.pages[next / kPanelKeys]->keys() : keysInOneRun() ? source.row(source.keys, next) : nullptr);
       if (p * kPanelKeys >= count) continue;
-      this->keys[p] = source.pageKeys<T>(panel + p);
-      this->values[p] = source.pageValues<T>(panel + p);
+      this->keys[p] = source.pages ? source.pageKeys<T>(key / kPanelKeys) : reinterpret_cast<const T*>(space) + (oneGroup ? 0 : p * kPanelKeys * source.headDim);
+      this->values[p] = source.pages ? source.pageValues<T>(key / kPanelKeys) : reinterpret_cast<const T*>(source.row(source.values, key));
     }
-    this->valueRow = source.valueDim;
+    this->valueRow = source.pages ? source.valueDim : source.values.rowBytes / int64_t(sizeof(T));
     this->valueColumn = kTileWidth;
-    this->fetchAhead = fetchAhead;
+    this->fetchKeys = oneGroup || !source.pages;
+    this->fetchValues = oneGroup && source.pages;
   }
-  void needKeys(int) {}
+  bool keysInOneRun() const { return source.keys.rowBytes == source.headDim * int64_t(sizeof(T)); }
+  void needKeys(int p) {
+    if (source.pages || (transposed >> p & 1)) return;
+    transposePanel(source, first + p * kPanelKeys, const_cast<T*>(this->keys[p]));
+    if (!oneGroup) transposed |= 1u << p;
+  }
   void needValues(int) {}
+  const Source& source;
+  const int64_t first;
+  const bool oneGroup;
+  uint32_t transposed = 0;
 };
 
 }  // namespace tl::TL_TARGET

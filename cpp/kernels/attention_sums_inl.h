@@ -7,6 +7,7 @@
 namespace tl::TL_TARGET {
 
 constexpr int64_t kKeptFloats = (int64_t(kScratchBytes) - kTileBytes) / int64_t(sizeof(float)), kKeptUnits = 4096;
+constexpr int64_t kCloseFloats = int64_t(1) << 18;  // of weights: what is added up soon comes from the second-level cache
 constexpr int64_t kLeastKeptQueries = 16;  // fewer may be split by keys, where no thread has all of a row's weights
 
 inline bool keepsWeights(const Problem& problem, int64_t queries) { return problem.columnSums && std::min(problem.columnQueries, queries) >= kLeastKeptQueries; }
@@ -15,7 +16,8 @@ inline bool keepsWeights(const Problem& problem, int64_t queries) { return probl
 inline int64_t keptRows(const Problem& problem, const Unit& unit) {
   const int64_t padded = roundUp(std::max<int64_t>(unit.keys, 1), kBlockKeys);
   if (!keepsWeights(problem, unit.queries) || problem.units > kKeptUnits || unit.mask.shape == MaskShape::path) return 0;
-  return (kKeptFloats - kKeptUnits) / (padded + padded / kBlockKeys) / kGroupRows * kGroupRows;
+  const auto fit = [&](int64_t floats) { return floats / (padded + padded / kBlockKeys) / kGroupRows * kGroupRows; };
+  return std::min(fit(kKeptFloats - kKeptUnits), std::max<int64_t>(fit(kCloseFloats), kGroupRows));
 }
 
 // The first row of a unit whose weights are kept; all rows where none are.

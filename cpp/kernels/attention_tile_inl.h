@@ -19,6 +19,7 @@ constexpr int kTileWidth = kTileVectors * kLanes;        // value columns side b
 constexpr int kRows = !kFusedMulAdd ? 2 : kVectors == 32 && kTileVectors == 2 ? 12 : 6;  // accumulators fill the registers
 // Rows that scores are formed for together: where registers are few, 3 × 4 vectors of keys take fewer loads than 6 × 2.
 constexpr int kScoreRows = kFusedMulAdd && kVectors == 16 && kPanelKeys / kLanes == 4 ? kRows / 2 : kRows;
+constexpr int kAheadRows = kRows < 6 ? kRows : 6;        // that fetch ahead: each number of rows is a loop of its own
 constexpr int kGroupRows = 24;                           // rows that use a panel while it is in the first-level cache
 constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -29,22 +30,18 @@ template <typename T> struct Block {
   const T* keys[kBlockPanels];
   const T* values[kBlockPanels];
   int64_t valueRow, valueColumn;
-  // Read straight from memory: scores fetch this block's values ahead, values fetch the next block's keys (null = none).
-  bool fetchAhead = false;
+  // Read straight from memory: scores fetch this block's values ahead, values fetch the next block's keys (null = none), a
+  // panel in the order in which it lies there.
+  bool fetchValues = false, fetchKeys = false;
   const T* nextKeys[kBlockPanels];
   // int8 of the cache: a factor a token, for finished scores and for weights; null = none.
   const float *keyScales[kBlockPanels] = {}, *valueScales[kBlockPanels] = {};
   const struct QuantizedPanel* stored = nullptr;  // read this instead, see attention_quantized_inl.h
 };
 
-// Bytes from what is read now to what is read later, in a region of the same size.
-inline ptrdiff_t bytesAhead(const void* now, const void* later) {
-  return later ? reinterpret_cast<intptr_t>(later) - reinterpret_cast<intptr_t>(now) : 0;
-}
-template <int Bytes> TL_INLINE void fetch(const void* now, ptrdiff_t ahead) {
-  const intptr_t address = reinterpret_cast<intptr_t>(now) + ahead;
-  prefetch(reinterpret_cast<const void*>(address));
-  if constexpr (Bytes > 64) prefetch(reinterpret_cast<const void*>(address + 64));
+template <int Bytes> TL_INLINE void fetch(const std::byte* from) {
+#pragma GCC unroll 8
+  for (int at = 0; at < Bytes; at += 64) prefetch(from + at);
 }
 
 // Which keys of a block a row sees: bit j of word[j / 32].
@@ -149,9 +146,9 @@ template <int MR> constexpr int scoreWidth() {
   return MR * 2 <= kRows && 2 * kTileVectors <= kPanelVectors ? 2 * kTileVectors : kTileVectors;
 }
 
-// query [headDim][kRows], keys [headDim][32]; scores of MR rows at stride kBlockKeys.
+// query [headDim][kRows], keys [headDim][32]; scores of MR rows at stride kBlockKeys. `ahead` [32][headDim] is fetched.
 template <int MR, bool Ahead, typename T>
-TL_INLINE void scorePanel(const float* query, const T* keys, int64_t headDim, ptrdiff_t ahead, float* scores) {
+TL_INLINE void scorePanel(const float* query, const T* keys, int64_t headDim, const T* ahead, float* scores) {
   constexpr int NV = scoreWidth<MR>();
   for (int first = 0; first < kPanelVectors; first += NV) {
     F32 sums[MR][NV];
@@ -160,7 +157,7 @@ TL_INLINE void scorePanel(const float* query, const T* keys, int64_t headDim, pt
     const float* q = query;
 #pragma GCC unroll 4  // short loops are predicted to their end
     for (int64_t d = 0; d < headDim; ++d, k += kPanelKeys, q += kRows) {
-      if constexpr (Ahead) fetch<NV * kLanes * int(sizeof(T))>(k, ahead);
+      if constexpr (Ahead) fetch<NV * kLanes * int(sizeof(T))>(reinterpret_cast<const std::byte*>(ahead + first * kLanes * headDim + d * NV * kLanes));
       multiplyTile(sums, [&](int r) { return q[r]; }, [&](int v) { return load(k + v * kLanes); });
     }
     storeSums(sums, scores + first * kLanes, kBlockKeys);
@@ -178,10 +175,10 @@ TL_INLINE void valueColumns(const float* weights, const Block<T>& block, int beg
     const int from = std::max(begin - panel * kPanelKeys, 0), to = std::min(end - panel * kPanelKeys, kPanelKeys);
     const T* v0 = block.values[panel] + from * block.valueRow + column * block.valueColumn;
     const float* p = weights + panel * kPanelKeys + from;
-    const ptrdiff_t ahead = Ahead ? bytesAhead(block.values[panel], block.nextKeys[panel]) : 0;
+    const T* ahead = block.nextKeys[panel] ? block.nextKeys[panel] + column * kTileWidth * kPanelKeys : v0;
 #pragma GCC unroll 2
     for (int j = from; j < to; ++j, v0 += block.valueRow, ++p) {
-      if constexpr (Ahead) fetch<NV * kLanes * int(sizeof(T))>(v0, ahead);
+      if constexpr (Ahead) fetch<NV * kLanes * int(sizeof(T))>(reinterpret_cast<const std::byte*>(ahead + j * NV * kLanes));
       multiplyTile(sums, [&](int r) { return p[r * kBlockKeys]; },
                    [&](int v) { return load(v0 + (v / kTileVectors) * block.valueColumn + (v % kTileVectors) * kLanes); });
     }
@@ -201,7 +198,7 @@ TL_INLINE void valueRows(const float* weights, const Block<T>& block, int begin,
 }
 
 // The same for `rows` of 1 … MR.
-template <int MR, bool Ahead, typename T> void fewScores(int rows, const float* query, const T* keys, int64_t headDim, ptrdiff_t ahead, float* scores) {
+template <int MR, bool Ahead, typename T> void fewScores(int rows, const float* query, const T* keys, int64_t headDim, const T* ahead, float* scores) {
   if constexpr (MR > 1)
     if (rows < MR) return fewScores<MR - 1, Ahead>(rows, query, keys, headDim, ahead, scores);
   scorePanel<MR, Ahead>(query, keys, headDim, ahead, scores);
@@ -218,22 +215,30 @@ template <typename T> void scoreRows(int rows, const float* query, const Block<T
   const T* keys = block.keys[panel];
   scores += panel * kPanelKeys;
   int r = 0;
-  if (block.fetchAhead) {
-    fewScores<kScoreRows, true>(std::min(rows, kScoreRows), query, keys, headDim, bytesAhead(keys, block.values[panel]), scores);
+  if (block.fetchValues) {
+    constexpr int most = std::min(kScoreRows, kAheadRows);
+    fewScores<most, true>(std::min(rows, most), query, keys, headDim, block.values[panel], scores);
+    if constexpr (most < kScoreRows)
+      if (rows > most) fewScores<kScoreRows, false>(std::min(rows, kScoreRows) - most, query + most, keys, headDim, keys, scores + most * kBlockKeys);
     r = kScoreRows;
   }
   const auto queryOf = [&](int row) { return query + row / kRows * kRows * headDim + row % kRows; };
-  for (; r + kScoreRows <= rows; r += kScoreRows) scorePanel<kScoreRows, false>(queryOf(r), keys, headDim, 0, scores + r * kBlockKeys);
-  if (r < rows) fewScores<kScoreRows, false>(rows - r, queryOf(r), keys, headDim, 0, scores + r * kBlockKeys);
+  for (; r + kScoreRows <= rows; r += kScoreRows) scorePanel<kScoreRows, false>(queryOf(r), keys, headDim, keys, scores + r * kBlockKeys);
+  if (r < rows) fewScores<kScoreRows, false>(rows - r, queryOf(r), keys, headDim, keys, scores + r * kBlockKeys);
 }
 
 // Weighted values of keys begin … end − 1 go to the sums of any number of rows, columns `column` … endColumn − 1.
 template <typename T>
 void addValueRows(int rows, const float* weights, const Block<T>& block, int begin, int end, int column, int endColumn, float* out, int64_t stride) {
   int r = 0;
-  if (block.fetchAhead) {
-    fewValues<kRows, true>(std::min(rows, kRows), weights, block, begin, end, column, endColumn, out, stride);
-    r = kRows;
+  if (block.fetchKeys) {
+    fewValues<kAheadRows, true>(std::min(rows, kAheadRows), weights, block, begin, end, column, endColumn, out, stride);
+    r = std::min(rows, kAheadRows);
+    if constexpr (kAheadRows < kRows)
+      if (rows > r) {
+        fewValues<kRows, false>(std::min(rows, kRows) - r, weights + r * kBlockKeys, block, begin, end, column, endColumn, out + r * stride, stride);
+        r = kRows;
+      }
   }
   for (; r + kRows <= rows; r += kRows) valueRows<kRows, false>(weights + r * kBlockKeys, block, begin, end, column, endColumn, out + r * stride, stride);
   if (r < rows) fewValues<kRows, false>(rows - r, weights + r * kBlockKeys, block, begin, end, column, endColumn, out + r * stride, stride);

@@ -315,6 +315,60 @@ TEST(Attention, ARowDoesNotDependOnOthers) {
     }
 }
 
+// A decoded token reads keys and values where they lie, a prompt converts whole blocks first: the bits are the same, for rows
+// side by side, with gaps or in pages, and for int8 with its scales.
+TEST(Attention, ADecodedTokenIsThatOfAPrompt) {
+  constexpr int64_t kKeys = 300, kQueries = 60, kDim = 64, kHeads = 2, kPageSize = 64;
+  for (Isa isa : targets())
+    for (DType type : {DType::f32, DType::f16, DType::bf16, DType::i8})
+      for (const bool paged : {false, true}) {
+        if (paged && type == DType::i8) continue;  // int8 has no block table
+        std::mt19937 random(5);
+        const std::vector<int64_t> dims = paged ? std::vector<int64_t>{1, 5, kPageSize, kDim} : std::vector<int64_t>{1, 1, kKeys, kDim};
+        const DType made = type == DType::i8 ? DType::f32 : type;
+        Typed query(random, {1, kHeads, kQueries, kDim}, DType::f32, 1.5f), key(random, dims, made, 1.5f), value(random, dims, made, 1);
+        std::vector<int8_t> keyBytes(kKeys * kDim), valueBytes(kKeys * kDim);
+        for (int8_t& x : keyBytes) x = int8_t(random());
+        for (int8_t& x : valueBytes) x = int8_t(random());
+        Tensor keyScale({1, 1, kKeys}), valueScale({1, 1, kKeys}), out({1, kHeads, kQueries, kDim}), one({1, kHeads, 1, kDim});
+        for (Tensor* scale : {&keyScale, &valueScale})
+          for (int64_t j = 0; j < kKeys; ++j) scale->row(0)[j] = 0.001f * float(1 + random() % 20);
+        std::vector<int32_t> table{3, 1, 4, 0, 2}, lengths{int32_t(kKeys)};
+        AttentionArgs args{};
+        args.query = query.view();
+        args.key = key.view();
+        args.value = value.view();
+        args.out = out.view();
+        args.scale = 0.125;
+        args.causal = 1;
+        if (type == DType::i8) {
+          args.quantized = 1;
+          args.key = contiguous(keyBytes.data(), DType::i8, 4, dims.data());
+          args.value = contiguous(valueBytes.data(), DType::i8, 4, dims.data());
+          args.keyScale = keyScale.view();
+          args.valueScale = valueScale.view();
+        }
+        if (paged) {
+          const int64_t tableDims[] = {1, 1, 5}, lengthDims[] = {1, 1};
+          for (View* view : {&args.key, &args.value}) {
+            view->rank = 3;
+            for (int i = 0; i < 3; ++i) view->dims[i] = view->dims[i + 1];
+            for (int i = 0; i < 3; ++i) view->strides[i] = view->strides[i + 1];
+          }
+          args.blockTable = contiguous(table.data(), DType::i32, 3, tableDims);
+          args.lengths = contiguous(lengths.data(), DType::i32, 2, lengthDims);
+        }
+        ASSERT_FALSE(run(isa, Op::attention, args, 1));
+        AttentionArgs last = args;
+        last.out = one.view();
+        last.query.data = last.query.as<float>() + (kQueries - 1) * last.query.strides[2];
+        last.query.dims[2] = 1;
+        ASSERT_FALSE(run(isa, Op::attention, last, 2));
+        for (int64_t h = 0; h < kHeads; ++h)
+          ASSERT_EQ(std::memcmp(one.row(h), out.row(h * kQueries + kQueries - 1), kDim * sizeof(float)), 0) << isaName(isa) << " type " << int(type) << " paged " << paged;
+      }
+}
+
 TEST(Attention, WritesHalfPrecision) {
   for (Isa isa : targets())
     for (DType type : {DType::f16, DType::bf16}) {
