@@ -160,9 +160,10 @@ inline void addQuantizedValues(int rows, const float* weights, const QuantizedPa
   begin -= panel.first;
   end -= panel.first;
   alignas(64) float scales[2 * kMostQuantizedGroups * kPageTokens];
-  const f16* stored = panel.page->valueScales<f16>(panel.layout);
-  if (panel.layout.element == DType::i4)
+  if (panel.layout.element == DType::i4) {
+    const f16* stored = panel.page->valueScales<f16>(panel.layout);
     for (int64_t i = 0; i < 2 * panel.layout.groups() * kPageTokens; i += kLanes) store(scales + i, load(stored + i));
+  }
   forQuantizedTiles(rows, [&](auto tile, int r) {
     constexpr int MR = decltype(tile)::value;
     if (panel.layout.element == DType::i8) int8Values<MR>(weights + r * kBlockKeys, panel, begin, end, out + r * stride, stride);
