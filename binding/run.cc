@@ -124,7 +124,9 @@ Napi::Value run(const Napi::CallbackInfo& info) {
     };
     const Napi::Float64Array symbols = doubles(1, "symbols"), scalars = doubles(3, "scalars");
     if (!info[2].IsArray()) arguments.set("bindings", "expected an array");
-    work->threads = int(arguments.integer(4, "threads", 1, 128));
+    // Threads and device in one object: node-addon-api allocates for more than six arguments, where nobody catches what that throws.
+    const auto place = [&](const char* name) -> Napi::Value { return info[4].IsObject() ? Napi::Value(info[4].As<Napi::Object>().Get(name)) : env.Undefined(); };
+    work->threads = int(arguments.integer(place("threads"), "threads", 1, 128));
     const Operand cancel = arguments.memory(info[5], "cancel");
     if (arguments.ok() && (cancel.dtype != DType::i32 || cancel.bytes < 4)) arguments.set("cancel", "expected an Int32Array");
     if (!arguments.ok()) return arguments.fail();
@@ -174,7 +176,7 @@ Napi::Value run(const Napi::CallbackInfo& info) {
     if (arguments.ok() && (program.cache().binding >= 0) != bool(work->cache)) arguments.set("bindings", "the program needs a cache");
     // 0 here, 1 on the device, 2 where the cache lies. The host reaches pages of the device, not the other way round.
     const bool onDevice = work->cache && work->cache->cache->onDevice();
-    const int64_t device = arguments.integer(6, "device", 0, 2);
+    const int64_t device = arguments.integer(place("device"), "device", 0, 2);
     if (device == 1 && work->cache && !onDevice) arguments.set("device", "this cache lies in the host's memory, where the device cannot reach it");
     if (device == 1 || (device == 2 && onDevice)) work->device = arguments.cudaDevice();
     if (!work->there.empty() && (!work->device || work->cache)) arguments.set("bindings", "a tensor on the device needs a run there, and one without a cache");

@@ -133,9 +133,8 @@ export interface NativeAddon {
     symbols: Float64Array,
     bindings: readonly (Bytes | NativeHandle | null)[],
     scalars: Float64Array,
-    threads: number,
+    place: { readonly threads: number; readonly device: number },
     cancel: Int32Array,
-    device: number,
   ): Promise<void>;
 }
 

@@ -150,7 +150,7 @@ export class CompiledGraph extends NativeResource {
     const { handle } = this; // taken now: a dispose() that comes while this run waits for its turn must not stop it
     // A run on a cache goes where that lies, unless it is told otherwise.
     const device = options.device === undefined && graph.bindings.some(({ type }) => type === "cache") ? undefined : deviceOf(options.device);
-    return this.during(() => schedule((threads, cancel) => native.run(handle, symbols, bindings, scalars, threads, cancel, deviceCode[device ?? "cache"]), options, device));
+    return this.during(() => schedule((threads, cancel) => native.run(handle, symbols, bindings, scalars, { threads, device: deviceCode[device ?? "cache"] }, cancel), options, device));
   }
 
   private symbolValue(symbol: Symbolic, value: number | undefined): number {

@@ -141,7 +141,7 @@ t.test("programs of random words are refused or run, and never crash", async (t)
     if (at < mutant.length) mutant[at] = value;
     try {
       const program = native.createProgram(mutant, [constant]);
-      await native.run(program, Float64Array.of(3), [new Float32Array(128), new Float32Array(128)], new Float64Array(0), 1, new Int32Array(1), 0);
+      await native.run(program, Float64Array.of(3), [new Float32Array(128), new Float32Array(128)], new Float64Array(0), { threads: 1, device: 0 }, new Int32Array(1));
       native.release(program);
       ran++;
     } catch {
