@@ -406,15 +406,14 @@ struct PassingBlock : Block<float> {
     const std::byte* scales = valueHalf ? source.pages[panel]->valueScales<std::byte>(layout) : source.pages[panel]->keyScales<std::byte>(layout);
     for (int64_t at = 0; at < layout.scaleBytes(); at += 64) prefetch(scales + at);
   }
+  int countFrom(int64_t key) const { return int(std::min<int64_t>(allKeys - key, kPanelKeys)); }
   bool asStored(int p, int64_t key) {
-    const int count = int(std::min<int64_t>(allKeys - key, kPanelKeys));
-    nameScales(*this, p, source, key, count, space);
     quantized = {};
     if (inRegisters && source.pages && isQuantized(source.pageLayout(key / kPanelKeys).element)) {
       const KvPage* page = source.pages[key / kPanelKeys];
       const KvLayout layout = source.pageLayout(key / kPanelKeys);
       quantized = {page->keys(), page->values(layout), layout.tokenBytes(), page, layout, p * kPanelKeys, page->keys()};
-    } else if (inRegisters && !source.pages && count == kPanelKeys) {
+    } else if (inRegisters && !source.pages && countFrom(key) == kPanelKeys) {
       const std::byte* values = source.row(source.values, key);
       quantized = {reinterpret_cast<const std::byte*>(space), values, source.values.rowBytes, nullptr, {DType::i8, source.headDim}, p * kPanelKeys, values};
     }
@@ -423,16 +422,17 @@ struct PassingBlock : Block<float> {
   }
   void needKeys(int p) {
     const int64_t key = first + p * kPanelKeys;
+    nameScales(*this, p, source, key, countFrom(key), space);  // for the values too: they are asked for later
     const bool done = asStored(p, key);
     fetchHalf(key, true);
     if (done && !source.pages) transposePanel(source, key, reinterpret_cast<int8_t*>(space));
-    if (!done) loadKeyPanel(source, key, int(std::min<int64_t>(allKeys - key, kPanelKeys)), Ahead{&source.values, key, allKeys}, space);
+    if (!done) loadKeyPanel(source, key, countFrom(key), Ahead{&source.values, key, allKeys}, space);
   }
   void needValues(int p) {
     const int64_t key = first + p * kPanelKeys;
     const bool done = asStored(p, key);
     fetchHalf(key + kBlockKeys, false);
-    if (!done) loadValuePanel(source, key, int(std::min<int64_t>(allKeys - key, kPanelKeys)), Ahead{&source.keys, key + kBlockKeys, allKeys}, space);
+    if (!done) loadValuePanel(source, key, countFrom(key), Ahead{&source.keys, key + kBlockKeys, allKeys}, space);
   }
   const Source& source;
   const int64_t first, allKeys;

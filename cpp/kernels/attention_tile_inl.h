@@ -234,11 +234,6 @@ void addValueRows(int rows, const float* weights, const Block<T>& block, int beg
   if (block.fetchKeys) {
     fewValues<kAheadRows, true>(std::min(rows, kAheadRows), weights, block, begin, end, column, endColumn, out, stride);
     r = std::min(rows, kAheadRows);
-    if constexpr (kAheadRows < kRows)
-      if (rows > r) {
-        fewValues<kRows, false>(std::min(rows, kRows) - r, weights + r * kBlockKeys, block, begin, end, column, endColumn, out + r * stride, stride);
-        r = kRows;
-      }
   }
   for (; r + kRows <= rows; r += kRows) valueRows<kRows, false>(weights + r * kBlockKeys, block, begin, end, column, endColumn, out + r * stride, stride);
   if (r < rows) fewValues<kRows, false>(rows - r, weights + r * kBlockKeys, block, begin, end, column, endColumn, out + r * stride, stride);
