@@ -43,6 +43,17 @@ struct Typed {
   }
 };
 
+// Attention without a mask.
+AttentionArgs plainArgs(Typed& query, Typed& key, Typed& value, Tensor& out, double scale) {
+  AttentionArgs args{};
+  args.query = query.view();
+  args.key = key.view();
+  args.value = value.view();
+  args.out = out.view();
+  args.scale = scale;
+  return args;
+}
+
 // A random problem of one of the mask shapes; `seen` and `logit` are the formula.
 struct Random {
   std::mt19937 random;
@@ -334,12 +345,7 @@ TEST(Attention, ADecodedTokenIsThatOfAPrompt) {
         for (Tensor* scale : {&keyScale, &valueScale})
           for (int64_t j = 0; j < kKeys; ++j) scale->row(0)[j] = 0.001f * float(1 + random() % 20);
         std::vector<int32_t> table{3, 1, 4, 0, 2}, lengths{int32_t(kKeys)};
-        AttentionArgs args{};
-        args.query = query.view();
-        args.key = key.view();
-        args.value = value.view();
-        args.out = out.view();
-        args.scale = 0.125;
+        AttentionArgs args = plainArgs(query, key, value, out, 0.125);
         args.causal = 1;
         if (type == DType::i8) {
           args.quantized = 1;
@@ -392,12 +398,7 @@ TEST(Attention, RefusesWhatDoesNotFit) {
     std::mt19937 random(1);
     Typed query(random, {1, 4, 6, 16}, DType::f32, 1), key(random, {1, 2, 9, 16}, DType::f32, 1), value(random, {1, 2, 9, 16}, DType::f32, 1);
     Tensor out({1, 4, 6, 16}), sums({1, 4, 9});
-    AttentionArgs args{};
-    args.query = query.view();
-    args.key = key.view();
-    args.value = value.view();
-    args.out = out.view();
-    args.scale = 1;
+    AttentionArgs args = plainArgs(query, key, value, out, 1);
     spoil(args);
     return run(Isa::scalar, Op::attention, args).code;
   };
@@ -432,12 +433,7 @@ TEST(MergeStates, IsAttentionOverAllKeys) {
       const int64_t keys = 3 + int64_t(random() % 90), cut = 1 + int64_t(random() % uint64_t(keys - 2)), dim = 40;
       Typed query(random, {2, 3, 5, dim}, DType::f32, 1), key(random, {2, 3, keys, dim}, DType::f32, 1), value(random, {2, 3, keys, dim}, DType::f32, 1);
       Tensor whole({2, 3, 5, dim}), wholeLse({2, 3, 5}), parts({2, 2, 3, 5, dim}), partsLse({2, 2, 3, 5}), merged({2, 3, 5, dim}), mergedLse({2, 3, 5});
-      AttentionArgs args{};
-      args.query = query.view();
-      args.key = key.view();
-      args.value = value.view();
-      args.scale = 0.2;
-      args.out = whole.view();
+      AttentionArgs args = plainArgs(query, key, value, whole, 0.2);
       args.logSumExp = wholeLse.view();
       ASSERT_FALSE(run(isa, Op::attention, args));
       for (int part = 0; part < 2; ++part) {

@@ -1,5 +1,7 @@
 // core/: conversions, checked arithmetic, random numbers, memory, the thread pool; and the tables of targets.
+#include <algorithm>
 #include <atomic>
+#include <random>
 #include <thread>
 
 #include "../../cpp/core/checked.h"
@@ -189,7 +191,7 @@ TEST(Memory, WeightsGoWhereOthersWere) {
   constexpr size_t kSlab = size_t(32) << 20, kPart = size_t(1) << 20;
   const Buffer kept(kPart, Owner::weight);
   std::vector<uint32_t> order = {0, 1, 2, 3, 4};
-  uint64_t seed = 1;
+  std::mt19937 random(1);
   for (int life = 0; life < 200; ++life) {
     std::vector<Buffer> model;
     for (size_t i = 0; i < order.size(); ++i) {
@@ -200,10 +202,7 @@ TEST(Memory, WeightsGoWhereOthersWere) {
     }
     for (size_t i = 0; i < order.size(); ++i)  // none lies on another
       for (size_t at = 0; at < model[i].bytes(); at += 4096) ASSERT_EQ(model[i].as<uint8_t>()[at], i);
-    for (size_t i = order.size() - 1; i > 0; --i) {
-      seed = seed * 6364136223846793005u + 1442695040888963407u;
-      std::swap(order[i], order[(seed >> 33) % (i + 1)]);
-    }
+    std::shuffle(order.begin(), order.end(), random);
     for (const uint32_t i : order) Buffer(std::move(model[i]));
   }
 }
